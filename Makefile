@@ -1,0 +1,18 @@
+.PHONY: demo test lint fix bench docs setup
+python = .venv/bin/python
+
+setup:
+	@scripts/setup
+demo: setup  ## classify real photographs, one by one and under load
+	$(python) demo/run.py
+test: setup  ## the whole test suite
+	$(python) -m pytest
+lint: setup
+	scripts/lint
+fix: setup
+	scripts/lint --fix
+docs: setup  ## write docs/backends.md from the backends' declarations
+	$(python) scripts/reference.py
+bench: setup  ## every benchmark; rivals are installed into .venv-rivals
+	benchmarks/rivals.sh
+	for name in dispatch preprocess waiting service batching; do $(python) benchmarks/$$name.py || exit 1; done

@@ -1,0 +1,107 @@
+"""The load: closed-loop and open-loop clients that time every call they make."""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import count
+
+KEPT = 1_000_000  # latencies kept in all, the newest ones, so that memory is bounded
+WARM_UP = 0.2  # part of the measured time that is run before it
+PATIENCE = 60.0  # seconds to wait for the last answers of an open loop
+
+Call = Callable[[], object]
+Submit = Callable[[], "Future[object]"]
+Figures = dict[str, float]
+
+
+def closed_loop(call: Call, clients: int, seconds: float) -> Figures:
+    """Each client calls again as soon as it is answered."""
+    _closed(call, clients, seconds * WARM_UP)
+    return _closed(call, clients, seconds)
+
+
+def open_loop(submit: Submit, rate: float, seconds: float, seed: int) -> Figures:
+    """Requests come at random times, whether or not earlier ones are answered."""
+    _open(submit, _poisson(rate, seconds * WARM_UP, seed=-1))
+    return _open(submit, _poisson(rate, seconds, seed))
+
+
+def _closed(call: Call, clients: int, seconds: float) -> Figures:
+    clock = _Clock(seconds)
+    start = threading.Barrier(clients, action=clock.start)
+    kept = [[0.0] * (KEPT // clients) for _ in range(clients)]
+    with ThreadPoolExecutor(clients) as pool:
+        runs = [pool.submit(_client, call, start, clock, room) for room in kept]
+        ends = [run.result() for run in runs]
+    latencies = [value for room, (calls, _) in zip(kept, ends, strict=True) for value in room[:calls]]
+    calls = sum(calls for calls, _ in ends)
+    busy = sum(end - clock.begin for _, end in ends)
+    return _figures(latencies, calls, busy, max(end for _, end in ends) - clock.begin)
+
+
+class _Clock:
+    """One start and one deadline for all clients."""
+
+    def __init__(self, seconds: float) -> None:
+        self.seconds = seconds
+        self.begin = self.deadline = 0.0
+
+    def start(self) -> None:
+        self.begin = time.perf_counter()
+        self.deadline = self.begin + self.seconds
+
+
+def _client(call: Call, start: threading.Barrier, clock: _Clock, kept: list[float]) -> tuple[int, float]:
+    now, room, calls = time.perf_counter, len(kept), 0
+    start.wait()
+    before, deadline = now(), clock.deadline
+    while before < deadline:
+        call()
+        after = now()
+        kept[calls % room] = after - before
+        calls += 1
+        before = after
+    return calls, before
+
+
+def _poisson(rate: float, seconds: float, seed: int) -> list[float]:
+    draw, arrivals, at = random.Random(seed), [], 0.0
+    while (at := at + draw.expovariate(rate)) < seconds:
+        arrivals.append(at)
+    return arrivals
+
+
+def _open(submit: Submit, arrivals: list[float]) -> Figures:
+    ends = [0.0] * len(arrivals)
+    answered = threading.Semaphore(0)
+    begin = time.perf_counter()
+    requests = []
+    for index, arrival in zip(count(), arrivals):
+        time.sleep(max(0.0, begin + arrival - time.perf_counter()))
+        requests.append(submit())
+        requests[-1].add_done_callback(partial(_answered, ends, index, answered))
+    for _ in requests:
+        if not answered.acquire(timeout=PATIENCE):
+            raise TimeoutError(f"no answer within {PATIENCE:g} s")
+    for request in requests:
+        request.result(timeout=0)
+    latencies = [end - begin - arrival for end, arrival in zip(ends, arrivals, strict=True)]
+    return _figures(latencies, len(arrivals), sum(latencies), max(ends) - begin)
+
+
+def _answered(ends: list[float], index: int, answered: threading.Semaphore, _: object) -> None:
+    ends[index] = time.perf_counter()
+    answered.release()
+
+
+def _figures(latencies: list[float], calls: int, busy: float, seconds: float) -> Figures:
+    latencies.sort()
+    size = len(latencies)
+    parts = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
+    figures = {name: 1000 * latencies[min(size - 1, int(part * size))] for name, part in parts.items()}
+    return {"calls": calls, "throughput": calls / seconds, "mean": 1000 * busy / calls, **figures}

@@ -1,0 +1,143 @@
+"""Preprocess: JPEG decoding, resizing, colour and tensor, against the rival's compiled backends."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import harness
+from harness import Case, Contestant, Point, Results
+from photo import HEIGHT, WIDTH, write_photo
+from report import Target, publish, show
+
+CLIENTS = (1, 2, 4, 10)
+SIDE = 224
+CONFIG = {
+    "backend": "S[DecodeMat,ResizeMat,CvtColorMat,Mat2Tensor]",
+    "resize_h": str(SIDE),
+    "resize_w": str(SIDE),
+    "color": "rgb",
+    "device": "cpu",
+}
+INSTANCES = 2
+OURS = f"torchpipe (ours), {INSTANCES} instances"
+RIVAL = f"torchpipe 0.2.25 (C++), {INSTANCES} instances"
+RIVAL_WIDE = "torchpipe 0.2.25 (C++), an instance per client"
+THREADS = "plain threads: the same library calls in the clients' own threads"
+BARE = "limit: the same library calls in a bare loop, a thread per core"
+CORES = os.cpu_count() or 1
+
+
+def ours(case: Case) -> Callable[[], Any]:
+    import torchpipe
+
+    return caller(torchpipe.pipe({"image": {**CONFIG, "instance_num": INSTANCES}}), case)
+
+
+def rival(case: Case) -> Callable[[], Any]:
+    import torchpipe
+
+    return caller(torchpipe.pipe({"image": {**CONFIG, "instance_num": INSTANCES}}), case)
+
+
+def rival_wide(case: Case) -> Callable[[], Any]:
+    import torchpipe
+
+    return caller(torchpipe.pipe({"image": {**CONFIG, "instance_num": case["clients"]}}), case)
+
+
+def bare(case: Case) -> Callable[[], Any]:
+    import cv2
+    import numpy
+    import torch
+
+    jpeg = Path(case["jpeg"]).read_bytes()
+
+    def call() -> Any:
+        image = cv2.imdecode(numpy.frombuffer(jpeg, numpy.uint8), cv2.IMREAD_COLOR_RGB)
+        image = cv2.resize(image, (SIDE, SIDE))
+        tensor = torch.empty((1, 3, SIDE, SIDE), dtype=torch.uint8)
+        cv2.split(image, list(tensor.numpy()[0]))
+        return tensor
+
+    return checked(call)
+
+
+def caller(pipe: Callable[[dict[str, Any]], object], case: Case) -> Callable[[], Any]:
+    jpeg = Path(case["jpeg"]).read_bytes()
+
+    def call() -> Any:
+        request = {"data": jpeg}
+        pipe(request)
+        return request["result"]
+
+    return checked(call)
+
+
+def checked(call: Callable[[], Any]) -> Callable[[], Any]:
+    """The call itself, once it has given a tensor of the right size."""
+    shape = tuple(call().shape)
+    if shape not in ((1, 3, SIDE, SIDE), (SIDE, SIDE, 3)):
+        raise ValueError(f"a tensor of shape {shape}")
+    return call
+
+
+CONTESTANTS = {
+    BARE: Contestant(bare, clients=CORES),
+    THREADS: Contestant(bare),
+    OURS: Contestant(ours),
+    RIVAL: Contestant(rival, rival=True),
+    RIVAL_WIDE: Contestant(rival_wide, rival=True),
+}
+
+
+def label(clients: int) -> str:
+    return f"{clients} client{'s' * (clients > 1)}"
+
+
+def present(clients: int) -> list[str]:
+    """Those that make sense and differ at this number of clients."""
+    absent = {BARE: clients < CORES, THREADS: clients == CORES, RIVAL_WIDE: clients == INSTANCES}
+    return [name for name in CONTESTANTS if not absent.get(name)]
+
+
+def targets(results: Results) -> list[Target]:
+    return [_target(results, label(n)) for n in CLIENTS if (label(n), RIVAL) in results]
+
+
+def _target(results: Results, point: str) -> Target:
+    rivals = [results[point, name] for name in (RIVAL, RIVAL_WIDE) if (point, name) in results]
+    best = max(rivals, key=lambda series: series.median("throughput"))
+    faster = harness.ratio(results[point, OURS], best, "throughput")
+    return Target(f"{point}: throughput not below the rival's best", show(faster), faster[0] >= 1)
+
+
+def main() -> None:
+    options = harness.options(CONTESTANTS, repeats=7, seconds=2.0, quick_seconds=0.4)
+    with tempfile.TemporaryDirectory() as folder:
+        jpeg = str(write_photo(Path(folder)))
+        points = [
+            Point(
+                label(clients),
+                present(clients),
+                {"clients": clients, "seconds": options.seconds},
+                {"jpeg": jpeg, "clients": clients},
+            )
+            for clients in CLIENTS
+        ]
+        results = harness.measure(points, CONTESTANTS, options.repeats)
+    limits = [
+        "the bare loop makes the same library calls without any service, in as many threads as cores; "
+        "with fewer clients than cores the plain threads are the limit. "
+        f"Ours gives a tensor of 1 x 3 x {SIDE} x {SIDE} (planes), the rival one of {SIDE} x {SIDE} x 3 "
+        "(interleaved), which saves it the split into planes."
+    ]
+    title = f"Preprocess: JPEG of {WIDTH} x {HEIGHT} to a tensor of {SIDE} x {SIDE}"
+    publish("preprocess", title, options, results, [OURS], targets(results), limits)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""The report: tables and targets, printed and written to the results folder."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from harness import Options, Results, Series, ratio
+
+RESULTS = Path(__file__).resolve().parent / "results"
+Spread = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Target:
+    """What was aimed at, what was measured, and whether it was met."""
+
+    aim: str
+    measured: str
+    met: bool
+
+
+def publish(
+    name: str,
+    title: str,
+    options: Options,
+    results: Results,
+    ours: Sequence[str],
+    targets: Sequence[Target],
+    limits: Sequence[str],
+) -> None:
+    """Prints the report and writes it as Markdown and, with every single run, as JSON."""
+    text = "\n".join([*_header(title, name, options, results), *_limits(limits), *_targets(targets)])
+    text += "\n".join(["", *_tables(results, ours)])
+    print(text)
+    RESULTS.mkdir(exist_ok=True)
+    file = RESULTS / (f"{name}-quick" if options.quick else name)
+    file.with_suffix(".md").write_text(text + "\n")
+    record = {"header": _machine(), "targets": [asdict(target) for target in targets]}
+    record["series"] = [asdict(series) for series in results.values()]
+    file.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+
+
+def show(values: Spread, unit: str = "") -> str:
+    """A median with its spread, such as `5.1 (4.8..5.3) ms`."""
+    median, low, high = (_number(value) for value in values)
+    return f"{median} ({low}..{high}){unit}"
+
+
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _machine() -> dict[str, str]:
+    return {
+        "python": platform.python_version(),
+        "cores": str(os.cpu_count()),
+        "processor": _processor(),
+        "load": " ".join(f"{value:.1f}" for value in os.getloadavg()),
+    }
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _header(title: str, name: str, options: Options, results: Results) -> list[str]:
+    machine = _machine()
+    versions = sorted({f"{key} {value}" for s in results.values() for key, value in s.versions.items()})
+    return [
+        f"# {title}",
+        "",
+        f"`python benchmarks/{name}.py --repeats {options.repeats} --seconds {options.seconds:g}`, "
+        f"Python {machine['python']}, {machine['cores']} cores ({machine['processor']}), "
+        f"load average at the end {machine['load']}.",
+        f"In the workers: {', '.join(versions)}.",
+        "Each figure is the median of the repeats with the lowest and highest in brackets; the contestants "
+        "took turns within each repeat. Times are in milliseconds. The last column is our throughput over "
+        "that row's, repeat by repeat.",
+        "",
+    ]
+
+
+def _limits(limits: Sequence[str]) -> list[str]:
+    return [*(f"Limit: {limit}" for limit in limits), ""]
+
+
+def _targets(targets: Sequence[Target]) -> list[str]:
+    lines = ["| target | measured | met |", "|---|---|---|"]
+    lines += [f"| {t.aim} | {t.measured} | {'yes' if t.met else 'NO'} |" for t in targets]
+    return [*lines, ""]
+
+
+def _tables(results: Results, ours: Sequence[str]) -> list[str]:
+    lines: list[str] = []
+    for point in dict.fromkeys(point for point, _ in results):
+        rows = [series for series in results.values() if series.point == point]
+        our_rows = [series for series in rows if series.contestant in ours]
+        lines += _table(point, rows, our_rows[0] if our_rows else None)
+    return lines
+
+
+def _table(point: str, rows: Sequence[Series], our: Series | None) -> list[str]:
+    head = ["contestant", "requests/s", "mean", "p50", "p90", "p99", "max", "ours / this"]
+    lines = [f"## {point}", "", _row(head), _row(["---"] * len(head))]
+    for series in rows:
+        cells = [show(series.spread(figure)) for figure in ("throughput", "mean", "p50", "p90", "p99", "max")]
+        against = show(ratio(our, series, "throughput")) if our and our is not series else ""
+        lines.append(_row([series.contestant, *cells, against]))
+    return [*lines, ""]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

@@ -1,0 +1,362 @@
+"""From images to tensors, and from scores to answers: what torch gives, without torch's threads."""
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from threads import all_at_once
+
+from torchpipe import ConfigError, Pipe, RequestError
+from torchpipe.backends.tensor import ArgMaxTensor, Mat2Tensor, SoftmaxArgMaxTensor, TopkTensor, torch_device
+
+CAT = cv2.imread(str(Path(__file__).parent.parent / "demo" / "images" / "cat.jpg"))
+CLASSIFIERS = [
+    {"backend": "SoftmaxArgMaxTensor"},
+    {"backend": "ArgMaxTensor"},
+    {"backend": "TopkTensor", "k": 1},
+]
+gpu = pytest.mark.gpu
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
+
+
+def run(config, **request) -> dict:
+    with Pipe(config) as pipe:
+        pipe(request)
+    return request
+
+
+def refusal(config, **request) -> str:
+    """The message of the RequestError; the request has no result."""
+    with Pipe(config) as pipe, pytest.raises(RequestError) as caught:
+        pipe(request)
+    assert "result" not in request
+    return str(caught.value)
+
+
+def to_tensor(data, data_format: str = "nchw"):
+    request = {"data": data}
+    Mat2Tensor(device="cpu", data_format=data_format).forward([request])
+    return request["result"]
+
+
+def same(tensor: torch.Tensor, expected: np.ndarray) -> None:
+    assert tensor.is_contiguous()
+    found = tensor.numpy()
+    assert found.dtype == expected.dtype
+    np.testing.assert_array_equal(found, expected)
+
+
+# Mat2Tensor
+
+
+@pytest.mark.parametrize("data_format", ["nchw", "hwc"])
+def test_a_photograph_becomes_a_tensor_that_shares_nothing_with_it(data_format):
+    image = CAT.copy()
+    request = run({"backend": "Mat2Tensor", "device": "cpu", "data_format": data_format}, data=image)
+    expected = CAT if data_format == "hwc" else CAT.transpose(2, 0, 1)[None]
+    same(request["result"], expected)
+    assert request["data_format"] == data_format
+    image[:] = 0
+    same(request["result"], expected)
+
+
+images = st.sampled_from(
+    [np.uint8, np.int16, np.int64, np.float16, np.float32, np.float64, np.bool_]
+).flatmap(
+    lambda dtype: hnp.arrays(
+        dtype,
+        st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(
+            lambda size: st.sampled_from([size, *((*size, channels) for channels in (1, 2, 3, 4, 6))])
+        ),
+    )
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(images)
+def test_any_image_keeps_its_values_and_dtype_in_both_formats(image):
+    pixels = image if image.ndim == 3 else image[:, :, None]
+    same(to_tensor(image), pixels.transpose(2, 0, 1)[None])
+    same(to_tensor(image, "hwc"), pixels)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (7, 1), (1, 1000), (301, 517)])
+def test_rows_and_columns_of_one_pixel_come_out_right(size, dtype):
+    image = (np.random.default_rng(1).random((*size, 3)) * 255).astype(dtype)
+    same(to_tensor(image), image.transpose(2, 0, 1)[None])
+    same(to_tensor(image[::-1, ::-1]), image[::-1, ::-1].transpose(2, 0, 1)[None])
+    same(to_tensor(image[:, ::2]), image[:, ::2].transpose(2, 0, 1)[None])
+
+
+def test_a_list_of_images_becomes_a_list_of_tensors():
+    gray = CAT[:, :, 0]
+    request = run({"backend": "Mat2Tensor", "device": "cpu"}, data=[CAT, gray])
+    color, single = request["result"]
+    same(color, CAT.transpose(2, 0, 1)[None])
+    same(single, gray[None, None])
+    assert request["data_format"] == "nchw"
+    assert run({"backend": "Mat2Tensor", "device": "cpu"}, data=[])["result"] == []
+
+
+@pytest.mark.parametrize(
+    "data", [None, 5, b"bytes", torch.ones(3, 3, 3), np.ones(3), np.ones((0, 4, 3)), [CAT, None]]
+)
+def test_what_is_no_image_is_an_error_that_says_what_it_is(data):
+    found = data[-1] if isinstance(data, list) else data
+    message = refusal({"backend": "Mat2Tensor", "device": "cpu"}, data=data)
+    assert f"Mat2Tensor takes an image as numpy array, HxWxC or HxW, got {type(found).__name__}" in message
+
+
+@pytest.mark.parametrize("dtype", [object, "U3", "M8[s]"])
+@pytest.mark.parametrize("data_format", ["nchw", "hwc"])
+def test_a_dtype_that_torch_lacks_is_an_error_that_names_it(dtype, data_format):
+    image = np.ones((4, 6, 3)).astype(dtype)
+    message = refusal({"backend": "Mat2Tensor", "device": "cpu", "data_format": data_format}, data=image)
+    assert f"torch has no such dtype: ndarray of shape (4, 6, 3), {image.dtype}" in message
+
+
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99", "cpu:x", ""])
+def test_a_device_that_is_not_there_is_refused_when_the_pipe_is_built(device):
+    with pytest.raises(ConfigError, match="device = "):
+        Pipe({"backend": "Mat2Tensor", "device": device})
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("device", ["cuda", "gpu", "cuda:0"])
+def test_without_a_gpu_asking_for_one_says_so(device):
+    with pytest.raises(ConfigError, match="this machine has 0 CUDA GPUs; use cpu"):
+        Pipe({"backend": "Mat2Tensor", "device": device})
+
+
+@gpu
+@needs_cuda
+@pytest.mark.parametrize("device", ["auto", "cuda", "gpu", "cuda:0"])
+def test_on_a_gpu_the_tensor_is_there(device):
+    tensor = run({"backend": "Mat2Tensor", "device": device}, data=CAT)["result"]
+    assert tensor.device == torch_device(device) == torch.device("cuda:0")
+    same(tensor.cpu(), CAT.transpose(2, 0, 1)[None])
+
+
+@pytest.mark.parametrize("value", ["chw", "HWC", ""])
+def test_another_data_format_is_refused(value):
+    with pytest.raises(ConfigError, match="data_format = "):
+        Pipe({"backend": "Mat2Tensor", "device": "cpu", "data_format": value})
+
+
+# Scores
+
+
+def softmax64(scores: torch.Tensor) -> np.ndarray:
+    values = scores.detach().double().numpy().reshape(-1)
+    exponents = np.exp(values - values.max())
+    return exponents / exponents.sum()
+
+
+def classify(backend, scores: torch.Tensor) -> dict:
+    request = {"data": scores}
+    backend.forward([request])
+    return request
+
+
+distinct = st.lists(st.floats(-80, 80, width=32), min_size=1, max_size=50, unique=True).map(torch.tensor)
+
+
+@settings(max_examples=150, deadline=None)
+@given(distinct, st.booleans())
+def test_the_best_class_and_its_probability_are_those_of_the_definition(scores, flat):
+    request = classify(SoftmaxArgMaxTensor(), scores if flat else scores[None])
+    expected = softmax64(scores)
+    best = int(scores.argmax())
+    assert request["result"] == request["class"] == best
+    assert type(request["result"]) is int
+    assert type(request["score"]) is float
+    assert request["score"] == pytest.approx(expected[best], rel=1e-5)
+
+
+@settings(max_examples=150, deadline=None)
+@given(distinct, st.integers(1, 50))
+def test_the_k_best_classes_fall_in_probability(scores, k):
+    if k > len(scores):
+        with pytest.raises(RequestError, match=f"k = {k}, but there are {len(scores)} classes"):
+            classify(TopkTensor(k), scores[None])
+        return
+    request = classify(TopkTensor(k), scores[None])
+    probabilities = softmax64(scores)
+    assert len(request["result"]) == k
+    assert request["result"] == request["class"]
+    assert all(type(index) is int for index in request["result"])
+    assert len(set(request["result"])) == k
+    assert request["score"] == sorted(request["score"], reverse=True)
+    np.testing.assert_allclose(request["score"], np.sort(probabilities)[::-1][:k], rtol=1e-5, atol=1e-38)
+    np.testing.assert_allclose(request["score"], probabilities[request["class"]], rtol=1e-5, atol=1e-38)
+
+
+def test_without_k_there_are_five():
+    assert run({"backend": "TopkTensor"}, data=torch.arange(9.0)[None])["result"] == [8, 7, 6, 5, 4]
+
+
+@pytest.mark.parametrize("k", [0, -1, "many", 2.5])
+def test_k_is_a_count(k):
+    with pytest.raises(ConfigError, match="k = "):
+        Pipe({"backend": "TopkTensor", "k": k})
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int64, torch.uint8, torch.int8],
+)
+def test_scores_of_any_dtype_have_the_class_and_score_that_torch_gives(dtype):
+    scores = torch.tensor([[3, 90, 7, 89, 0]]).to(dtype)
+    probabilities = scores.double().softmax(-1)[0]
+    request = classify(SoftmaxArgMaxTensor(), scores)
+    assert request["class"] == 1
+    assert request["score"] == pytest.approx(probabilities[1].item(), rel=1e-6)
+    top = classify(TopkTensor(3), scores)
+    assert top["class"] == [1, 3, 2]
+    assert top["score"] == pytest.approx(probabilities[[1, 3, 2]].tolist(), rel=1e-6)
+    assert classify(ArgMaxTensor(), scores)["result"].tolist() == [1]
+
+
+def test_scores_are_not_rounded_on_the_way():
+    large = torch.tensor([[2**24, 2**24 + 1]])
+    assert classify(ArgMaxTensor(), large)["result"].tolist() == [1]
+    assert classify(SoftmaxArgMaxTensor(), large)["class"] == 1
+    close = torch.tensor([[1.0, 1.0 + 1e-12]], dtype=torch.float64)
+    assert classify(ArgMaxTensor(), close)["result"].tolist() == [1]
+    assert classify(SoftmaxArgMaxTensor(), close)["class"] == 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_large_scores_do_not_overflow():
+    request = classify(SoftmaxArgMaxTensor(), torch.tensor([[1e38, -1e38, 3e38]]))
+    assert (request["class"], request["score"]) == (2, 1.0)
+
+
+@pytest.mark.parametrize("odd", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.filterwarnings("error")
+def test_scores_that_are_no_numbers_give_what_torch_gives(odd):
+    scores = torch.tensor([[1.0, odd, 2.0]])
+    request = classify(SoftmaxArgMaxTensor(), scores)
+    assert request["class"] == scores.argmax().item()
+    assert request["score"] == pytest.approx(scores.softmax(-1).max().item(), nan_ok=True)
+    assert classify(TopkTensor(3), scores)["class"][0] == request["class"]
+
+
+def test_equal_scores_give_the_first_class():
+    equal = torch.ones(1, 7)
+    assert classify(SoftmaxArgMaxTensor(), equal)["class"] == 0
+    assert classify(ArgMaxTensor(), equal)["result"].item() == 0
+    top = classify(TopkTensor(3), equal)
+    assert len(set(top["class"])) == 3
+    assert top["score"] == pytest.approx([1 / 7] * 3)
+
+
+def test_argmax_gives_an_index_tensor_of_one():
+    result = run({"backend": "ArgMaxTensor"}, data=torch.tensor([[0.1, 0.9]]))["result"]
+    assert result.dtype == torch.int64
+    assert result.tolist() == [1]
+
+
+def test_scores_that_still_have_a_gradient_are_taken():
+    scores = torch.tensor([[1.0, 2.0]], requires_grad=True) * 2
+    for config in CLASSIFIERS:
+        assert "result" in run(config, data=scores)
+    assert scores.requires_grad
+
+
+@pytest.mark.parametrize("layout", ["row", "column", "gaps", "turned"])
+def test_scores_may_lie_in_memory_as_they_like(layout):
+    plain = torch.tensor([0.5, 3.0, 1.0, 2.0])
+    table = torch.zeros(4, 6)
+    table[:, 2] = plain
+    scores = {
+        "row": plain.reshape(1, 1, 1, 4),
+        "column": table[:, 2],
+        "gaps": torch.stack([plain, plain], 1).reshape(-1)[::2],
+        "turned": plain.reshape(4, 1).T,
+    }[layout]
+    assert classify(TopkTensor(4), scores)["class"] == [1, 3, 2, 0]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        None,
+        5,
+        [0.1, 0.9],
+        np.ones(3),
+        torch.tensor(1.0),
+        torch.ones(1, 0),
+        torch.ones(2, 3),
+        torch.ones(3, 1),
+    ],
+)
+@pytest.mark.parametrize("config", CLASSIFIERS, ids=lambda config: config["backend"])
+def test_what_is_no_row_of_scores_is_an_error_that_says_what_it_is(config, data):
+    message = refusal(config, data=data)
+    assert (
+        f"{config['backend']} takes one tensor of scores (1 x classes), got {type(data).__name__}" in message
+    )
+    if isinstance(data, torch.Tensor):
+        assert f"of shape {tuple(data.shape)}, torch.float32" in message
+
+
+@pytest.mark.parametrize("config", CLASSIFIERS, ids=lambda config: config["backend"])
+def test_a_batch_gives_each_request_what_it_gets_alone(config):
+    scores = [torch.rand(1, 100) for _ in range(30)]
+    requests = [{"data": one} for one in scores]
+    with Pipe(config) as pipe:
+        pipe(requests)
+        alone = [{"data": one} for one in scores]
+        for request in alone:
+            pipe(request)
+    for request, expected in zip(requests, alone, strict=True):
+        if isinstance(request["result"], torch.Tensor):
+            assert torch.equal(request["result"], expected["result"])
+        else:
+            assert request["result"] == expected["result"]
+            assert request["score"] == pytest.approx(expected["score"], rel=1e-6)
+
+
+@pytest.mark.parametrize("config", CLASSIFIERS, ids=lambda config: config["backend"])
+def test_a_batch_of_different_numbers_of_classes_or_with_a_bad_one_is_taken_apart(config):
+    datas = [torch.eye(n)[-1:] for n in (3, 5, 3, 9)] + [None]
+    requests = [{"data": data} for data in datas]
+    with Pipe(config) as pipe, pytest.raises(RequestError, match="got NoneType"):
+        pipe(requests)
+    found = [request.get("result") for request in requests[:4]]
+    assert [int(torch.as_tensor(one).reshape(())) for one in found] == [2, 4, 2, 8]
+    assert "result" not in requests[4]
+
+
+def test_forty_threads_each_get_their_own_class():
+    def client(number: int) -> bool:
+        for i in range(50):
+            best = (number * 31 + i) % 64
+            request = {"data": torch.eye(64)[best : best + 1]}
+            pipe(request)
+            assert request["class"] == best
+        return True
+
+    with Pipe({"backend": "SoftmaxArgMaxTensor", "instance_num": 2}) as pipe:
+        assert all(all_at_once([lambda n=n: client(n) for n in range(40)]))
+
+
+@gpu
+@needs_cuda
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32, torch.float64])
+def test_scores_on_a_gpu_give_the_same_as_on_the_cpu(dtype):
+    scores = torch.randn(1, 1000).to(dtype)
+    for backend in (SoftmaxArgMaxTensor(), TopkTensor(5)):
+        here, there = classify(backend, scores), classify(backend, scores.cuda())
+        assert here["class"] == there["class"]
+        assert here["score"] == pytest.approx(there["score"], rel=1e-5)
+    result = classify(ArgMaxTensor(), scores.cuda())["result"]
+    assert result.is_cuda
+    assert result.cpu().tolist() == [scores.float().argmax().item()]

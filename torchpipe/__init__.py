@@ -1,0 +1,62 @@
+"""Serving inside PyTorch with many threads: from a small config to one thread-safe function."""
+
+from .backends.base import Backend
+from .config import parse_toml
+from .errors import (
+    ConfigError,
+    FilterError,
+    MissingKeyError,
+    NoResultError,
+    PipeClosedError,
+    ReentryError,
+    RequestError,
+    TorchpipeError,
+)
+from .event import Event
+from .filters import Status
+from .model import model
+from .pipe import Pipe
+from .reference import backends
+from .registry import is_registered, list_backends, register_backend, register_filter, unregister
+from .request import (
+    TASK_BOX_KEY,
+    TASK_DATA_KEY,
+    TASK_EVENT_KEY,
+    TASK_INFO_KEY,
+    TASK_NODE_NAME_KEY,
+    TASK_RESULT_KEY,
+)
+
+__version__ = "0.1.0"
+
+pipe = Pipe
+
+__all__ = [
+    "TASK_BOX_KEY",
+    "TASK_DATA_KEY",
+    "TASK_EVENT_KEY",
+    "TASK_INFO_KEY",
+    "TASK_NODE_NAME_KEY",
+    "TASK_RESULT_KEY",
+    "Backend",
+    "ConfigError",
+    "Event",
+    "FilterError",
+    "MissingKeyError",
+    "NoResultError",
+    "Pipe",
+    "PipeClosedError",
+    "ReentryError",
+    "RequestError",
+    "Status",
+    "TorchpipeError",
+    "backends",
+    "is_registered",
+    "list_backends",
+    "model",
+    "parse_toml",
+    "pipe",
+    "register_backend",
+    "register_filter",
+    "unregister",
+]

@@ -1,0 +1,1 @@
+"""What runs: one family of backends a file; each brings its own libraries and none of another's."""

@@ -1,0 +1,49 @@
+"""The base class of every backend: the unit in which torchpipe is extended."""
+
+from __future__ import annotations
+
+from ..filters import Filter
+from ..request import Request
+
+UNLIMITED = 2**32 - 1
+"""The ``max`` of a backend that takes any number of requests at once."""
+
+
+class Backend:
+    """Something that computes ``result`` from ``data``, for one request or for several at once.
+
+    The typed parameters of ``__init__`` are its configuration: names, types, ranges and defaults are read
+    from there. A parameter of type :class:`Backend` or ``list[Backend]`` receives what stands between the
+    brackets of the expression.
+
+    Subclasses write one of:
+
+    * ``forward_one(request)``, for one request at a time;
+    * ``forward(batch)``, for a list of ``min`` to ``max`` requests.
+
+    Each request is a dict; write ``request["result"]``. No ``result`` means "could not be processed"; an
+    exception is an error of that request, and of no other: a batch that raises is split and run again, so
+    ``forward`` must be repeatable.
+
+    Attributes:
+        max: the most requests that ``forward`` takes at once (class or instance attribute, default 1).
+        min: the fewest (default 1).
+        bound: whether an instance must be built and always run on one and the same thread (default False:
+            any thread runs it, one at a time).
+    """
+
+    max: int = 1
+    min: int = 1
+    bound: bool = False
+    label: str = ""  # how it is written in the configuration, for messages
+    filter: Filter | None = None  # what stands in front of it in the expression
+
+    def forward(self, batch: list[Request]) -> None:
+        for request in batch:
+            self.forward_one(request)
+
+    def forward_one(self, request: Request) -> None:
+        raise TypeError(f"{type(self).__name__} must define forward(batch) or forward_one(request)")
+
+    def close(self) -> None:
+        """Release what the backend holds; called once, when its pipe is closed."""

@@ -1,0 +1,175 @@
+"""What all engines share: requests to batches of rows and back, mean and std, files, thread budgets."""
+
+from __future__ import annotations
+
+import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from ...errors import ConfigError, RequestError
+from ...parameters import Number
+from ...request import Request
+from ..base import Backend
+from ..opencv import describe
+from ..tensor import as_numpy
+
+Precision = Literal["fp32", "fp16", "bf16"]
+Threads = Annotated[int, Field(ge=1, le=1024)]
+ThreeNumbers = list[Number]
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+_budget = threading.Lock()  # held while torch's number of threads is another than the default
+
+
+class Engine(Backend):
+    """A network that takes up to ``max`` requests as one batch.
+
+    Reads ``data``: a tensor of k rows (k x ...; usually k = 1), or a list of tensors for a network of
+    several inputs. Writes ``result``: the output's k rows, or a list of such tensors for several outputs.
+    Requests of equal shape and dtype go through in one call.
+
+    Subclasses write ``infer(inputs)``: tensors in, tensors out, rows on axis 0.
+    """
+
+    inputs: int | None = None  # how many the network takes, where that is known
+
+    def __init__(self, max: int, mean: list[float], std: list[float]) -> None:
+        self.max = max
+        self.normalise = Normalise(mean, std) if mean or std else None
+
+    def infer(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        """One call of the network."""
+        raise TypeError(f"{type(self).__name__} must define infer(inputs)")
+
+    def join(self, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """The same input of several requests, joined on axis 0."""
+        return torch.cat(tensors) if len(tensors) > 1 else tensors[0]
+
+    def forward(self, batch: list[Request]) -> None:
+        groups: dict[tuple, list[tuple[Request, list[torch.Tensor]]]] = {}
+        for request in batch:
+            tensors = self._tensors(request)
+            key = tuple((tensor.shape[1:], tensor.dtype, tensor.device) for tensor in tensors)
+            groups.setdefault(key, []).append((request, tensors))
+        for members in groups.values():
+            self._run(members)
+
+    def _tensors(self, request: Request) -> list[torch.Tensor]:
+        data = request["data"]
+        tensors = data if isinstance(data, (list, tuple)) else [data]
+        if not tensors or any(not isinstance(t, torch.Tensor) or t.ndim == 0 or not len(t) for t in tensors):
+            found = ", ".join(describe(tensor) for tensor in tensors) or "an empty list"
+            raise RequestError(f"{self._name} takes a tensor with its rows on axis 0, or a list, got {found}")
+        if self.inputs is not None and len(tensors) != self.inputs:
+            raise RequestError(
+                f"{self._name}: the network has {self.inputs} inputs, got {len(tensors)} tensors"
+            )
+        if len({len(tensor) for tensor in tensors}) > 1:
+            raise RequestError(f"{self._name}: the inputs of one request have different numbers of rows")
+        return list(tensors)
+
+    def _run(self, members: list[tuple[Request, list[torch.Tensor]]]) -> None:
+        columns = list(zip(*(tensors for _, tensors in members), strict=True))
+        if self.normalise is not None:
+            if len(columns) > 1:
+                raise RequestError(f"{self._name}: mean and std are for networks of one input")
+            inputs = [self.normalise(columns[0])]
+        else:
+            inputs = [self.join(column) for column in columns]
+        outputs = self.infer(inputs)
+        rows = len(inputs[0])
+        for output in outputs:
+            if not isinstance(output, torch.Tensor):
+                raise TypeError(f"{self._name}: the outputs of a network are tensors, not {describe(output)}")
+            if output.ndim == 0 or len(output) != rows:
+                raise RequestError(
+                    f"{self._name}: {rows} rows in, but an output of shape {tuple(output.shape)}"
+                )
+        start = 0
+        for request, tensors in members:
+            end = start + len(tensors[0])
+            parts = [output[start:end] for output in outputs]
+            request["result"] = parts[0] if len(parts) == 1 else parts
+            start = end
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+
+class Normalise:
+    """(x - mean) / std by channel, for images with values of 0 to 255, as float32.
+
+    Raises:
+        ConfigError: not one or three numbers, one that is not finite, a std that is not positive, or all of
+            them at most 1 (a sign of the 0 to 1 scale).
+    """
+
+    def __init__(self, mean: list[float], std: list[float]) -> None:
+        mean, std = mean or [0.0], std or [1.0]
+        for name, values in (("mean", mean), ("std", std)):
+            if len(values) not in (1, 3):
+                raise ConfigError(f"{name} = {values}: give one number, or one for each of 3 channels")
+            if not all(map(math.isfinite, values)):
+                raise ConfigError(f"{name} = {values}: must be finite")
+        if any(value <= 0 for value in std):
+            raise ConfigError(f"std = {std}: must be above 0")
+        if max(std) <= 1 and std != [1.0] and max(mean) <= 1:
+            raise ConfigError(
+                f"mean = {mean}, std = {std}: these are for values of 0 to 1; multiply them by 255"
+            )
+        self.mean = np.asarray(mean, np.float32).reshape(1, -1, 1, 1)
+        self.scale = (1 / np.asarray(std, np.float32)).reshape(1, -1, 1, 1)
+        self.channels = (3,) if max(len(mean), len(std)) == 3 else (1, 3)
+        self._on_device: dict[torch.device, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def __call__(self, images: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        """Images of n x 3 x H x W, normalised and joined on axis 0."""
+        first = images[0]
+        if first.ndim != 4 or first.shape[1] not in self.channels:
+            raise RequestError(f"mean and std are for images of n x 3 x H x W, got {describe(first)}")
+        if first.device.type != "cpu":
+            if first.device not in self._on_device:
+                values = (torch.from_numpy(self.mean), torch.from_numpy(self.scale))
+                self._on_device[first.device] = tuple(v.to(first.device) for v in values)  # type: ignore[assignment]
+            mean, scale = self._on_device[first.device]
+            return (torch.cat(images) - mean).mul_(scale)
+        joined = np.empty((sum(map(len, images)), *first.shape[1:]), np.float32)
+        start = 0
+        # numpy, because an operator of torch would start a team of threads in whichever thread calls
+        for image in images:
+            part = joined[start : start + len(image)]
+            np.subtract(as_numpy(image), self.mean, out=part)
+            np.multiply(part, self.scale, out=part)
+            start += len(image)
+        return torch.from_numpy(joined)
+
+
+def existing_file(path: str, suffixes: tuple[str, ...]) -> Path:
+    """``path`` if it is a file with one of the suffixes, else a ConfigError."""
+    file = Path(path)
+    if file.suffix not in suffixes:
+        raise ConfigError(f"model = {path!r}: its name must end in {' or '.join(suffixes)}")
+    if not file.is_file():
+        raise ConfigError(f"model = {path!r}: no such file")
+    return file
+
+
+def limit_torch_threads(count: int) -> None:
+    """Let torch use ``count`` CPU threads for what the current thread calls, and leave other threads alone.
+
+    torch also remembers the number for threads that come later; a throw-away thread, which starts with that
+    number, puts it back.
+    """
+    with _budget, ThreadPoolExecutor(1) as aside:
+        default = aside.submit(torch.get_num_threads).result()
+        torch.get_num_threads()  # a thread's first call takes the default, and would undo what follows
+        torch.set_num_threads(count)
+        aside.submit(torch.set_num_threads, default).result()

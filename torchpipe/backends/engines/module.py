@@ -1,0 +1,171 @@
+"""Networks that PyTorch itself runs: nn.Module, TorchScript files, .pt2 exports."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from ...errors import ConfigError
+from ...parameters import Count, Numbers
+from ...registry import built_in
+from ..tensor import torch_device
+from .base import DTYPES, Engine, Precision, Threads, existing_file, limit_torch_threads
+
+
+class TorchEngine(Engine):
+    """A network in PyTorch, on one thread for each instance: torch keeps teams of CPU threads by caller."""
+
+    bound = True
+    network: Callable[..., Any]
+
+    def __init__(
+        self, max: int, precision: Precision, mean: list[float], std: list[float], device: str, threads: int
+    ) -> None:
+        super().__init__(max, list(mean), list(std))
+        self.device = torch_device(device)
+        self.dtype = DTYPES[precision]
+        limit_torch_threads(threads)
+
+    def infer(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        with torch.no_grad():  # not inference_mode: callers may change what they get, in place too
+            inputs = [tensor.to(self.device, self._input_dtype(tensor)) for tensor in inputs]
+            outputs = self.network(*inputs)
+        return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+
+    def close(self) -> None:
+        del self.network
+
+    def _input_dtype(self, tensor: torch.Tensor) -> torch.dtype:
+        """Images and reals take the network's precision; other integers are indices and stay."""
+        return self.dtype if tensor.is_floating_point() or tensor.dtype == torch.uint8 else tensor.dtype
+
+
+@built_in()
+class ModuleTensor(TorchEngine):
+    """Runs an ``nn.Module`` or a ``.pt2`` file made by ``torch.export.save``.
+
+    Reads ``data``: a tensor of k rows, or a list of them for several inputs; uint8 and floating tensors are
+    cast to ``precision``. Writes ``result``: tensors on ``device`` with the same rows.
+
+    Args:
+        model: the module itself, or the path of a .pt2 file. The module given stays as it is: instances run
+            a copy in eval mode, which shares its weights unless device or precision differ.
+        max: the most requests that one call takes.
+        precision: fp32, fp16 or bf16; of a .pt2 file only fp32, what it was exported with.
+        mean: one or three numbers on the scale of 0 to 255, subtracted from the image.
+        std: likewise, what the image is then divided by.
+        device: cpu, gpu, cuda, cuda:N; auto takes a GPU if there is one.
+        threads: CPU threads that one call may use.
+
+    Raises:
+        ConfigError: the file is missing or corrupt, or the device is not there.
+    """
+
+    def __init__(
+        self,
+        model: str | torch.nn.Module,
+        max: Count = 1,
+        precision: Precision = "fp32",
+        mean: Numbers = (),  # type: ignore[assignment]
+        std: Numbers = (),  # type: ignore[assignment]
+        device: str = "auto",
+        threads: Threads = 1,
+    ) -> None:
+        super().__init__(max, precision, mean, std, device, threads)
+        if isinstance(model, torch.nn.Module):
+            self.network = private_copy(model, self.device, self.dtype)
+        else:
+            if precision != "fp32":
+                raise ConfigError(f"precision = {precision!r}: a .pt2 file runs as it was exported; use fp32")
+            self.network = load_export(model).to(self.device)
+
+
+@built_in()
+class TorchScriptTensor(TorchEngine):
+    """Runs a TorchScript file, made by ``torch.jit.save``.
+
+    Reads ``data``: a tensor of k rows, or a list of them for several inputs; uint8 and floating tensors are
+    cast to ``precision``. Writes ``result``: tensors on ``device`` with the same rows.
+
+    Args:
+        model: path of the file, .pt, .pth, .ts or .jit.
+        max: the most requests that one call takes.
+        precision: fp32, fp16 or bf16.
+        mean: one or three numbers on the scale of 0 to 255, subtracted from the image.
+        std: likewise, what the image is then divided by.
+        device: cpu, gpu, cuda, cuda:N; auto takes a GPU if there is one.
+        threads: CPU threads that one call may use.
+
+    Raises:
+        ConfigError: the file is missing or is no TorchScript, or the device is not there.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        max: Count = 1,
+        precision: Precision = "fp32",
+        mean: Numbers = (),  # type: ignore[assignment]
+        std: Numbers = (),  # type: ignore[assignment]
+        device: str = "auto",
+        threads: Threads = 1,
+    ) -> None:
+        super().__init__(max, precision, mean, std, device, threads)
+        path = existing_file(model, (".pt", ".pth", ".ts", ".jit"))
+        try:
+            network = torch.jit.load(str(path), map_location=self.device)
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"model = {model!r} is no TorchScript file: {reason}") from error
+        self.network = cast(network.eval(), self.device, self.dtype)
+
+
+def private_copy(module: torch.nn.Module, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
+    """A copy in eval mode on ``device`` in ``dtype``, sharing the weights where they fit as they are."""
+    tensors = [*module.parameters(), *module.buffers()]
+    fits = all(t.device == device and (t.dtype == dtype or not t.is_floating_point()) for t in tensors)
+    memo = {id(tensor): tensor for tensor in tensors} if fits else {}
+    own = copy.deepcopy(module, memo).eval()
+    return own if fits else cast(own, device, dtype)
+
+
+def cast(module: torch.nn.Module, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
+    """``module`` itself, on ``device``, its real weights in ``dtype``; complex ones keep their dtype.
+
+    ``module.to(dtype)`` would drop their imaginary part.
+    """
+    return module._apply(lambda t: t.to(device, dtype if t.is_floating_point() else t.dtype))
+
+
+_loading = threading.Lock()  # torch.export.load keeps its state in globals; ended by its return
+
+
+def load_export(path: str) -> torch.nn.Module:
+    """The module inside a .pt2 file."""
+    file = existing_file(path, (".pt2",))
+    try:
+        with _loading:
+            return torch.export.load(str(file)).module()
+    except Exception as error:  # whatever the archive's reader stumbles over
+        raise ConfigError(f"model = {path!r} is no exported program: {error}") from error
+
+
+def fixed_module(module: torch.nn.Module) -> Callable:
+    """An ``__init__`` of ModuleTensor for a module that was registered by itself."""
+
+    def init(
+        self: ModuleTensor,
+        max: Count = 1,
+        precision: Precision = "fp32",
+        mean: Numbers = (),  # type: ignore[assignment]
+        std: Numbers = (),  # type: ignore[assignment]
+        device: str = "auto",
+        threads: Threads = 1,
+    ) -> None:
+        ModuleTensor.__init__(self, module, max, precision, mean, std, device, threads)
+
+    return init

@@ -1,0 +1,136 @@
+"""ONNX Runtime as an engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+
+from ...errors import ConfigError, RequestError, optional
+from ...parameters import Count, Numbers
+from ...registry import built_in
+from ..tensor import as_numpy, torch_device
+from .base import Engine, Threads, existing_file
+
+INPUT_DTYPES = {
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+    "tensor(bool)": np.bool_,
+}
+
+
+@built_in()
+class OnnxTensor(Engine):
+    """Runs an ONNX file with ONNX Runtime (``pip install 'torchpipe[onnx]'``).
+
+    Reads ``data``: a tensor of k rows, or a list of them for several inputs; cast to the network's dtype.
+    Writes ``result``: CPU tensors with the same rows. Each instance has a session of its own.
+
+    Args:
+        model: path of the .onnx file. Its first axis must be dynamic for ``max`` above 1; where it is fixed,
+            each request brings exactly that many rows.
+        max: the most requests that one call takes.
+        precision: fp32 runs the file as it is; fp16 converts its weights and arithmetic first, inputs and
+            outputs stay as they are. That is for GPUs: a CPU gains nothing by it.
+        mean: one or three numbers on the scale of 0 to 255, subtracted from the image.
+        std: likewise, what the image is then divided by.
+        device: cpu, or cuda where the CUDA build of ONNX Runtime is installed.
+        threads: how many threads a session may use inside one call; it does not spin.
+
+    Raises:
+        ConfigError: the file is missing or is no network, or the device is not there.
+        ImportError: ONNX Runtime is not installed.
+        RequestError: wrong number, rank or size of inputs.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        max: Count = 1,
+        precision: Literal["fp32", "fp16"] = "fp32",
+        mean: Numbers = (),  # type: ignore[assignment]
+        std: Numbers = (),  # type: ignore[assignment]
+        device: str = "cpu",
+        threads: Threads = 1,
+    ) -> None:
+        super().__init__(max, list(mean), list(std))
+        runtime = optional("onnxruntime", "onnx")
+        path = existing_file(model, (".onnx",))
+        options = runtime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        provider, place = "CPUExecutionProvider", torch_device(device)
+        if place.type == "cuda":
+            provider = "CUDAExecutionProvider"
+            if provider not in runtime.get_available_providers():
+                raise ConfigError(f"device = {device!r}: this build of onnxruntime has no {provider}")
+        chosen = [(provider, {"device_id": place.index} if place.type == "cuda" else {})]
+        try:
+            source = str(path) if precision == "fp32" else _half(path)
+            self.session = runtime.InferenceSession(source, options, providers=chosen)
+        except ImportError:
+            raise
+        except Exception as error:  # onnxruntime's own classes share no public base
+            raise ConfigError(f"model = {model!r}: ONNX Runtime refuses it: {error}") from error
+        self._read_signature(model)
+
+    def _read_signature(self, model: str) -> None:
+        inputs = self.session.get_inputs()
+        self.inputs = len(inputs)
+        self.names = [one.name for one in inputs]
+        self.shapes = [one.shape for one in inputs]
+        unknown = [one.type for one in inputs if one.type not in INPUT_DTYPES]
+        if unknown:
+            raise ConfigError(f"model = {model!r}: inputs of type {', '.join(unknown)} are not supported")
+        self.dtypes = [INPUT_DTYPES[one.type] for one in inputs]
+        if self.inputs != 1 and self.normalise is not None:
+            raise ConfigError(f"mean and std are for networks of one input; {model!r} has {self.inputs}")
+        fixed = [shape[0] for shape in self.shapes if shape and isinstance(shape[0], int)]
+        if fixed and self.max > 1:
+            raise ConfigError(
+                f"model = {model!r} was exported for exactly {fixed[0]} rows, max = {self.max}; "
+                f"export it with a dynamic first axis, or set max = 1 and send {fixed[0]} in each request"
+            )
+
+    # numpy, because an operator of torch would start a team of threads in whichever thread calls
+
+    def join(self, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        if len(tensors) == 1:
+            return tensors[0]
+        return torch.from_numpy(np.concatenate([as_numpy(tensor) for tensor in tensors]))
+
+    def infer(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        feeds: dict[str, np.ndarray] = {}
+        for name, shape, dtype, tensor in zip(self.names, self.shapes, self.dtypes, inputs, strict=True):
+            self._check_shape(name, shape, tensor)
+            feeds[name] = as_numpy(tensor).astype(dtype, copy=False)
+        return [torch.from_numpy(output) for output in self.session.run(None, feeds)]
+
+    def close(self) -> None:
+        del self.session
+
+    def _check_shape(self, name: str, shape: list, tensor: torch.Tensor) -> None:
+        fits = tensor.ndim == len(shape) and all(
+            not isinstance(want, int) or want == have for want, have in zip(shape, tensor.shape, strict=True)
+        )
+        if not fits:
+            wanted = " x ".join(str(size or "any") for size in shape)
+            raise RequestError(
+                f"OnnxTensor: input {name!r} takes {wanted}, got {' x '.join(map(str, tensor.shape))}"
+            )
+
+
+def _half(path: Path) -> bytes:
+    """The network with fp16 weights and arithmetic, its inputs and outputs as they were."""
+    onnx = optional("onnx", "onnx")
+    float16 = optional("onnxruntime.transformers.float16", "onnx")
+    return float16.convert_float_to_float16(onnx.load(str(path)), keep_io_types=True).SerializeToString()

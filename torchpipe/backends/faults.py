@@ -1,0 +1,33 @@
+"""Backends that always raise, for tests of what stands around them."""
+
+from __future__ import annotations
+
+import builtins
+
+from ..registry import built_in
+from ..request import Request
+from .base import Backend
+
+
+@built_in()
+class C10Exception(Backend):
+    """Always raises IndexError, as an index error of torch would arrive."""
+
+    def forward_one(self, request: Request) -> None:
+        raise IndexError("C10Exception always raises")
+
+
+@built_in()
+class RuntimeError(Backend):
+    """Always raises RuntimeError."""
+
+    def forward_one(self, request: Request) -> None:
+        raise builtins.RuntimeError("this backend always raises")
+
+
+@built_in()
+class InvalidArgumentError(Backend):
+    """Always raises ValueError."""
+
+    def forward_one(self, request: Request) -> None:
+        raise ValueError("InvalidArgumentError always raises")

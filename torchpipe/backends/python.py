@@ -1,0 +1,126 @@
+"""Users' own code as backends: functions, modules, classes in v0's style, ``Python[name]``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import ConfigError, shown
+from ..parameters import BracketText, WholeConfig
+from ..registry import built_in, original
+from ..request import Request
+from .base import Backend
+
+
+@built_in()
+class Python(Backend):
+    """An instance of a registered class in v0's style: ``Python[name]``.
+
+    Its ``init(config)`` gets every key of the node, its ``forward(list_of_dicts)`` the requests; ``max`` and
+    ``min`` may be attributes or methods and default to 1.
+
+    Args:
+        name: what it was registered as.
+        config: all keys of the node.
+    """
+
+    def __init__(self, name: BracketText, config: WholeConfig) -> None:
+        target = original(name)
+        if not _is_v0_class(target):
+            raise ConfigError(f"{name!r} is no class with forward(list): write backend = {name!r} instead")
+        self.target = target()
+        if hasattr(self.target, "init"):
+            self.target.init(config)
+        self.max, self.min = _limit(self.target, "max"), _limit(self.target, "min")
+        self.label = f"Python[{name}]"
+
+    def forward(self, batch: list[Request]) -> None:
+        self.target.forward(batch)
+
+    def close(self) -> None:
+        if hasattr(self.target, "close"):
+            self.target.close()
+
+
+@built_in()
+class PyIdentity(Python):
+    """Like ``Python[name]``, with ``forward(request)`` for one request; ``result`` defaults to ``data``."""
+
+    def forward(self, batch: list[Request]) -> None:
+        for request in batch:
+            self.target.forward(request)
+            if "result" not in request:
+                request["result"] = request["data"]
+
+
+def adapt(target: Any, name: str, max: int | None) -> type[Backend]:
+    """The Backend class for whatever a user registers as ``name``."""
+    if isinstance(target, type) and issubclass(target, Backend):
+        return target
+    if _is_v0_class(target):
+        return _derive(name, target, (Python,), {"__init__": _fixed_init(name)})
+    if _is_module(target) and not isinstance(target, type):
+        from .engines.module import ModuleTensor, fixed_module
+
+        return _derive(name, target, (ModuleTensor,), {"__init__": fixed_module(target)})
+    if callable(target) and not isinstance(target, type):
+        forward = _call_one_by_one(target) if max is None else _call_at_once(target)
+        return _derive(name, target, (Backend,), {"forward": forward, "max": max or 1})
+    raise ConfigError(
+        f"{name!r}: register a Backend subclass, a class with forward(list), a function or an nn.Module, "
+        f"not {shown(target)}"
+    )
+
+
+def _is_v0_class(target: Any) -> bool:
+    return (
+        isinstance(target, type)
+        and hasattr(target, "forward")
+        and not (issubclass(target, Backend) or _is_module(target))
+    )
+
+
+def _derive(name: str, target: Any, bases: tuple[type, ...], members: dict[str, Any]) -> type[Backend]:
+    members["__doc__"] = getattr(target, "__doc__", None)
+    members["__module__"] = getattr(target, "__module__", __name__)
+    return type(name, bases, members)
+
+
+def _fixed_init(name: str) -> Callable:
+    def init(self: Python, config: WholeConfig) -> None:
+        Python.__init__(self, name, config)
+
+    return init
+
+
+def _call_one_by_one(function: Callable[[Any], Any]) -> Callable:
+    def forward(self: Backend, batch: list[Request]) -> None:
+        for request in batch:
+            result = function(request["data"])
+            if result is not None:
+                request["result"] = result
+
+    return forward
+
+
+def _call_at_once(function: Callable[[list], list]) -> Callable:
+    def forward(self: Backend, batch: list[Request]) -> None:
+        results = function([request["data"] for request in batch])
+        if len(results) != len(batch):
+            raise ValueError(f"the function gave {len(results)} results for {len(batch)} requests")
+        for request, result in zip(batch, results, strict=True):
+            if result is not None:
+                request["result"] = result
+
+    return forward
+
+
+def _is_module(target: Any) -> bool:
+    """Whether it is an nn.Module or a class of them, without importing torch for that."""
+    cls = target if isinstance(target, type) else type(target)
+    return any(base.__module__ == "torch.nn.modules.module" for base in cls.__mro__)
+
+
+def _limit(target: Any, name: str) -> int:
+    value = getattr(target, name, 1)
+    return value() if callable(value) else value

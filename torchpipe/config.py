@@ -1,0 +1,236 @@
+"""Configurations: a dict or a TOML file, to nodes whose every key has been checked."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from .component import Blueprint, Scope, Setting, resolve
+from .errors import ConfigError, located, nearest, shown
+from .expression import parse
+from .parameters import parameters_of
+from .request import RESERVED
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # pragma: no cover
+    import tomli as tomllib
+
+SINGLE_NODE = "node"
+"""The name of the node of a flat configuration."""
+
+LATER = {
+    "map": "mapping keys between nodes",
+    "borrow_from": "sharing the instances of another node",
+    "instances_grp": "groups of instances",
+    "active_instances_grp": "groups of instances",
+    "scheduler": "another scheduler",
+}
+"""Keys of contract part 3 and 4 that are understood, and refused until their feature is there."""
+
+GLOBAL_ONLY = ("Interpreter::", "Logger::", "register_config")
+
+
+@dataclass
+class NodeOptions:
+    """What can be said of a node itself; everything else belongs to its backends."""
+
+    backend: str = "Identity"
+    next: str = ""
+    filter: str = ""
+    instance_num: Annotated[int, Field(ge=1, le=1024)] = 1
+    batching_timeout: Annotated[float, Field(ge=0, le=3_600_000, allow_inf_nan=False)] = 0.0
+    on_error: Literal["split", "batch"] = "split"
+
+
+@dataclass
+class NodeConfig:
+    """One node: its options, where each came from, and the blueprint of its backend."""
+
+    name: str
+    options: NodeOptions
+    settings: dict[str, Setting]
+    blueprint: Blueprint
+
+
+@dataclass
+class PipeConfig:
+    """All nodes by name, in order of declaration; ``unscheduled`` is set by ``Interpreter::backend``."""
+
+    nodes: dict[str, NodeConfig]
+    unscheduled: bool = False
+
+
+def load(config: Any) -> PipeConfig:
+    """Read and check a configuration: a path to a TOML file, a flat dict, or a dict of dicts.
+
+    Raises:
+        ConfigError: for every mistake in it.
+    """
+    nodes, defaults = _normalise(config)
+    unscheduled = "Interpreter::backend" in defaults
+    interpreter = defaults.pop("Interpreter::backend", None)
+    for key in [*defaults, *(key for own in nodes.values() for key in own)]:
+        if key.startswith(GLOBAL_ONLY):
+            raise ConfigError(f"{key!r} is not available here; remove it")
+    if unscheduled:
+        if len(nodes) > 1:
+            raise ConfigError(
+                "'Interpreter::backend' replaces the scheduler of a single node; here are several"
+            )
+        name, own = next(iter(nodes.items()))
+        nodes = {name: {**own, "Interpreter::backend": interpreter}}
+    if len(nodes) > 1:
+        for key in ("next", "filter"):
+            if key in defaults:
+                raise ConfigError(f"{key!r} belongs to one node; it cannot be a global default")
+    scopes = {name: Scope(name, own, defaults) for name, own in nodes.items()}
+    read = {name: _read_node(scope) for name, scope in scopes.items()}
+    _check_unknown(scopes, read, defaults)
+    return PipeConfig(read, unscheduled=unscheduled)
+
+
+def parse_toml(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
+    """The nodes of a TOML file by name, each with its ``node_name``, and always an entry ``"global"``.
+
+    Keys before the first table are global. A nested table ``[rec.2]`` is the node named ``rec.2``.
+
+    Raises:
+        ConfigError: naming the file, for one that is missing, is no TOML, or holds dates or tables as values.
+    """
+    try:
+        with Path(path).open("rb") as file:
+            tree = tomllib.load(file)
+    except OSError as error:
+        raise ConfigError(f"cannot read {shown(os.fspath(path))}: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{os.fspath(path)!r} is no valid TOML: {error or type(error).__name__}") from None
+    nodes: dict[str, dict[str, Any]] = {"global": {}}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            _read_table(key, value, nodes)
+        else:
+            nodes["global"][key] = _checked_value(key, value)
+    for name in [name for name in nodes if "." in name]:
+        nodes.setdefault(name.split(".")[0], {"node_name": name.split(".")[0]})
+    return nodes
+
+
+def _read_table(name: str, table: dict[str, Any], nodes: dict[str, dict[str, Any]]) -> None:
+    own = nodes["global"] if name == "global" else {}
+    for key, value in table.items():
+        if isinstance(value, dict) and name != "global" and "." not in name:
+            _read_table(f"{name}.{key}", value, nodes)
+        else:
+            own[key] = _checked_value(f"{name}.{key}", value)
+    if name != "global" and (own or not any(other.startswith(f"{name}.") for other in nodes)):
+        nodes[name] = {"node_name": name, **own}
+
+
+def _checked_value(key: str, value: Any) -> Any:
+    if not isinstance(value, (str, int, float, bool, list)):
+        raise ConfigError(f"{key} = {shown(value)}: a {type(value).__name__} cannot be a parameter")
+    return value
+
+
+def _normalise(config: Any) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
+    """Nodes by name and the global defaults, from any accepted form; the caller's dict stays as it is."""
+    if isinstance(config, (str, os.PathLike)):
+        config = parse_toml(config)
+    if not isinstance(config, dict):
+        raise ConfigError(
+            f"a configuration is a dict or the path of a TOML file, not {type(config).__name__}"
+        )
+    if not config:
+        raise ConfigError("the configuration is empty; the smallest is {'backend': 'Identity'}")
+    _check_keys("the configuration", config)
+    tables = {key: dict(value) for key, value in config.items() if isinstance(value, dict)}
+    plain = {key: value for key, value in config.items() if key not in tables}
+    if "global" in plain:
+        raise ConfigError(f"'global' is a dict of defaults, not {shown(plain['global'])}")
+    if plain and set(tables) - {"global"}:
+        raise ConfigError(
+            f"{shown(next(iter(plain)))} stands beside nodes; move it into 'global' or into a node"
+        )
+    defaults = {**tables.pop("global", {}), **plain}
+    _check_keys("global", defaults)
+    if "node_name" in defaults:
+        raise ConfigError("'node_name' cannot be set globally; name each node by its key")
+    if not tables:
+        if not defaults:
+            raise ConfigError("the configuration has no node; the smallest is {'backend': 'Identity'}")
+        tables, defaults = {SINGLE_NODE: defaults}, {}
+    for name, own in tables.items():
+        _check_node(name, own)
+    nodes = {name: {k: v for k, v in own.items() if k != "node_name"} for name, own in tables.items()}
+    if len(nodes) == 1:  # its keys count as global too
+        (own,) = nodes.values()
+        defaults |= {key: own.pop(key) for key in list(own) if key == "Interpreter::backend"}
+    return nodes, defaults
+
+
+def _check_node(name: str, own: dict[str, Any]) -> None:
+    if name in RESERVED or not name.strip() or set(name) & set("[](),=&;|"):
+        raise ConfigError(f"{shown(name)} cannot be the name of a node")
+    if "." in name:
+        raise ConfigError(f"node {name!r}: logical nodes (name.alias) are understood but not available yet")
+    _check_keys(f"node {name!r}", own)
+    for key in own:
+        if key in RESERVED and key != "node_name":
+            raise ConfigError(f"node {name!r}: {key!r} is a reserved key and cannot be a parameter")
+    if own.get("node_name", name) != name:
+        given = shown(own["node_name"])
+        raise ConfigError(f"node {name!r}: node_name = {given} contradicts it; remove that line")
+
+
+def _check_keys(where: str, table: dict) -> None:
+    for key in table:
+        if not isinstance(key, str):
+            raise ConfigError(f"{where}: {shown(key)}: keys are text, not {type(key).__name__}")
+
+
+def _read_node(scope: Scope) -> NodeConfig:
+    for key, feature in LATER.items():
+        if key in scope.whole:
+            raise ConfigError(f"node {scope.node!r}: {key!r} ({feature}) is understood but not available yet")
+    settings = {}
+    for name, parameter in parameters_of(NodeOptions).items():
+        found = scope.find("Interpreter::backend", name) if name == "backend" else scope.find(name)
+        value, source = found if found is not None else (parameter.default, "default")
+        if name == "backend" and not isinstance(value, str):
+            raise ConfigError(
+                f"node {scope.node!r}: backend is a name, not {shown(value)}; see torchpipe.register_backend"
+            )
+        settings[name] = Setting(parameter.coerce(value, f"node {scope.node!r}"), source)
+    options = NodeOptions(**{name: setting.value for name, setting in settings.items()})
+    with located(f"node {scope.node!r}: backend"):
+        component = parse(options.backend)
+    if options.filter:
+        with located(f"node {scope.node!r}"):
+            scope.check_filter(options.filter)
+    return NodeConfig(scope.node, options, settings, resolve(component, scope))
+
+
+def _check_unknown(scopes: dict[str, Scope], nodes: dict[str, NodeConfig], defaults: dict[str, Any]) -> None:
+    for name, scope in scopes.items():
+        if scope.takes_all:
+            continue
+        for key in scope.own:
+            if key not in scope.taken:
+                names = ", ".join(dict.fromkeys(p.component.name for p in nodes[name].blueprint.walk()))
+                raise ConfigError(
+                    f"node {name!r}: no component of it ({names}) takes {shown(key)}. "
+                    f"{nearest(key, scope.taken)}"
+                )
+    taken = set().union(*(scope.taken for scope in scopes.values()))
+    if not any(scope.takes_all for scope in scopes.values()):
+        for key in defaults:
+            if key not in taken:
+                raise ConfigError(
+                    f"global: no component of any node takes {shown(key)}. {nearest(key, taken)}"
+                )

@@ -1,0 +1,140 @@
+"""One copy of a backend: it runs batches, keeps batch-mates from sharing a fate, and counts."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import types
+from _thread import get_ident
+from collections import deque
+from time import perf_counter
+
+from ..backends.base import Backend
+from ..errors import note
+from ..request import Request
+from .batching import Costs
+
+KEPT = 1024
+"""How many of the newest times an instance keeps for percentiles."""
+
+
+class Instance:
+    """A backend and what was measured of it. Whoever has taken the instance from its stage owns all of it."""
+
+    def __init__(self, backend: Backend, where: str, split: bool) -> None:
+        self.backend = backend
+        self.where = where
+        self.split = split  # whether a failed batch is split until the guilty request is alone
+        self.max, self.min = backend.max, backend.min
+        self.owner = 0  # the thread that is running it, for refusing re-entry
+        self.floor = 1.0  # seconds a batch takes at best of late; unknown counts as long
+        self.costs = Costs()
+        self.errors = 0
+        self.alone = 0  # single requests that found a free instance; not in sizes and closings
+        self.sizes: dict[int, int] = {}
+        self.closings: dict[str, int] = {}
+        self.run_times: deque[float] = deque(maxlen=KEPT)
+        self.wait_times: deque[float] = deque(maxlen=KEPT)
+
+    def execute_one(self, request: Request) -> BaseException | None:
+        """Run a single request that nothing else waited with; its error, if any. The path of an idle pipe."""
+        self.owner = get_ident()
+        start = perf_counter()
+        try:
+            self.backend.forward([request])
+        except BaseException as error:
+            return self._blame_all(error, [request], None)[0]
+        finally:
+            self.owner = 0
+            took = perf_counter() - start
+            self._count(took)
+            self.alone += 1
+            if self.max > 1:
+                self.costs.add(1, took)
+        return None
+
+    def execute(self, batch: list[Request], closing: str) -> list[BaseException | None] | None:
+        """Run a batch; the error of each request, or None when there is none at all.
+
+        A KeyboardInterrupt in the main thread is no error of a request: it passes through.
+        """
+        size = len(batch)
+        saved = [request.copy() for request in batch] if size > 1 and self.split else None
+        errors: list[BaseException | None] | None = None
+        self.owner = get_ident()
+        start = perf_counter()
+        try:
+            self.backend.forward(batch.copy())  # a backend may take its list apart
+            took = perf_counter() - start
+            if self.max > 1:
+                self.costs.add(size, took)
+        except BaseException as error:
+            errors = self._blame_all(error, batch, saved)
+        finally:
+            self.owner = 0
+        self._count(perf_counter() - start)
+        self.sizes[size] = self.sizes.get(size, 0) + 1
+        self.closings[closing] = self.closings.get(closing, 0) + 1
+        return errors
+
+    def _count(self, took: float) -> None:
+        self.run_times.append(took)
+        self.floor = took if took < self.floor else self.floor * 1.02
+
+    def _blame_all(
+        self, error: BaseException, batch: list[Request], saved: list[Request] | None
+    ) -> list[BaseException | None]:
+        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+            raise error
+        errors = self._blame(error, batch, saved)
+        self.errors += sum(error is not None for error in errors)
+        return errors
+
+    def _blame(
+        self, error: BaseException, batch: list[Request], saved: list[Request] | None
+    ) -> list[BaseException | None]:
+        """The error of each request of a failed batch, after running it again in halves where that helps."""
+        half = len(batch) // 2
+        if saved is None or half < self.min:
+            return [self._named(error, i, batch) for i in range(len(batch))]
+        errors: list[BaseException | None] = []
+        for part in (slice(0, half), slice(half, None)):
+            errors += self._again(batch[part], saved[part])
+        return errors
+
+    def _again(self, batch: list[Request], saved: list[Request]) -> list[BaseException | None]:
+        for request, before in zip(batch, saved, strict=True):
+            request.clear()
+            request.update(before)
+        try:
+            self.backend.forward(batch.copy())
+        except BaseException as error:
+            return self._blame(error, batch, saved if len(batch) > 1 else None)
+        return [None] * len(batch)
+
+    def _named(self, error: BaseException, index: int, batch: list[Request]) -> BaseException:
+        """The error for one request: its own copy when several share it, with a note of where it happened."""
+        batch[index].pop("result", None)
+        if len(batch) > 1:
+            error = _own_copy(error)
+        together = f", together with {len(batch) - 1} more in its batch" if len(batch) > 1 else ""
+        note(error, f"in {self.where}{together}")
+        return error
+
+
+def _own_copy(error: BaseException) -> BaseException:
+    """A copy with a traceback of its own, or the error itself where its class cannot be copied."""
+    cls = type(error)
+    try:
+        if isinstance(cls.__init__, types.FunctionType):  # it may want other arguments, or change them
+            own = cls.__new__(cls, *error.args)
+            own.args = error.args
+            own.__dict__.update(copy.copy(error.__dict__))
+        else:
+            own = copy.copy(error)
+        if hasattr(own, "__notes__"):
+            own.__notes__ = list(own.__notes__)
+        own.__cause__ = error.__cause__
+        return own.with_traceback(error.__traceback__)
+    except Exception:
+        return error

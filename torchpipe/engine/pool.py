@@ -1,0 +1,105 @@
+"""The few threads that run what has no caller of its own: submitted requests, lists, futures."""
+
+from __future__ import annotations
+
+import contextlib
+import queue
+import threading
+from collections.abc import Callable, Iterator
+
+Job = Callable[[], None]
+
+_current = threading.local()  # .pool: the pool that the thread belongs to
+
+
+class Pool:
+    """Threads that are started when they are needed and run jobs in order of arrival.
+
+    There are as many threads as instances, so that all of them can run. A thread that has to wait for others
+    (a callback that calls a pipe, a backend that does) is made up for by one more while it waits.
+    """
+
+    def __init__(self, size: int, name: str) -> None:
+        self._size, self._name = size, name
+        self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._threads: list[threading.Thread] = []
+        self._lock = threading.Lock()
+
+    def put(self, job: Job) -> None:
+        """Have ``job`` run by one of the threads."""
+        self.grow()
+        self._jobs.put(job)
+
+    def grow(self) -> None:
+        """Start one more thread while there may be more, even if one is idle: it may be on its way to a job.
+
+        Raises:
+            RuntimeError: there is none and the system gives none.
+        """
+        if len(self._threads) < self._size:
+            with self._lock:
+                if len(self._threads) >= self._size:
+                    return
+                name = f"{self._name}-{len(self._threads)}"
+                thread = threading.Thread(target=self._work, name=name, daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:
+                    if not self._threads:
+                        raise
+                else:
+                    self._threads.append(thread)
+
+    def resize(self, change: int) -> None:
+        """Have more or fewer threads; those that are too many stay until the end."""
+        with self._lock:
+            self._size += change
+        with contextlib.suppress(RuntimeError):
+            self.grow()
+
+    def mine(self) -> bool:
+        """Whether the current thread is one of this pool."""
+        return getattr(_current, "pool", None) is self
+
+    def close(self) -> None:
+        """End all threads and wait for them (but not for the current one)."""
+        with self._lock:
+            threads, self._size = self._threads, -len(self._threads)
+        self._jobs.put(None)
+        for thread in threads:
+            if thread is not threading.current_thread():
+                thread.join()
+
+    def _work(self) -> None:
+        _current.pool = self
+        while True:
+            job = self._jobs.get()
+            if job is None:
+                self._jobs.put(None)  # for the next one, also for one whose start was interrupted
+                return
+            run_job(job)
+            job = None  # nothing of a request may outlive it
+
+
+@contextlib.contextmanager
+def waiting() -> Iterator[None]:
+    """Around every wait for what pools do: a pool's thread that waits is replaced meanwhile."""
+    pool: Pool | None = getattr(_current, "pool", None)
+    if pool is None:
+        yield
+        return
+    pool.resize(1)
+    try:
+        yield
+    finally:
+        pool.resize(-1)
+
+
+def run_job(job: Job) -> None:
+    """Run a job here. Errors of requests go to their callers; what is left is a user's callback's."""
+    try:
+        job()
+    except BaseException as error:
+        threading.excepthook(
+            threading.ExceptHookArgs((type(error), error, error.__traceback__, threading.current_thread()))
+        )

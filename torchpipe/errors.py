@@ -1,0 +1,99 @@
+"""Everything that can go wrong, in one page, and the notes that say where it happened."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+LONGEST = 200
+"""Characters of a value that a message shows."""
+
+
+class TorchpipeError(Exception):
+    """The base of every error that torchpipe itself raises; a backend's own exceptions keep their type."""
+
+
+class ConfigError(TorchpipeError, ValueError, RuntimeError):
+    """A mistake in a configuration, raised when the pipe is built, never at the first request."""
+
+
+class RequestError(TorchpipeError, TypeError, RuntimeError):
+    """What was passed to the pipe is not a request (a dict) or a list of them."""
+
+
+class MissingKeyError(TorchpipeError, KeyError, IndexError):
+    """A request lacks a key that is needed, or names a node that does not exist."""
+
+    __str__ = Exception.__str__  # KeyError would show the message in quotes
+
+
+class PipeClosedError(TorchpipeError, RuntimeError):
+    """The pipe was closed, or belongs to the process that this one was forked from."""
+
+
+class ReentryError(TorchpipeError, RuntimeError):
+    """A backend called the node that it is running in, while no other instance of it was free."""
+
+
+class FilterError(TorchpipeError, RuntimeError):
+    """A filter answered ``Error`` for a request."""
+
+
+class NoResultError(TorchpipeError, RuntimeError):
+    """A model called through :func:`torchpipe.model` could not process its input."""
+
+
+def note(error: BaseException, text: str) -> None:
+    """Attach ``text`` to ``error`` once: with ``add_note`` where Python has it, else in the message."""
+    if text in getattr(error, "__notes__", ()):
+        return
+    try:
+        if hasattr(error, "add_note"):
+            error.add_note(text)
+        elif error.args and isinstance(error.args[0], str) and text not in error.args[0]:
+            error.args = (f"{error.args[0]}\n{text}", *error.args[1:])
+    except (AttributeError, TypeError):
+        pass  # an exception that lets nobody write to it comes without notes
+
+
+@contextlib.contextmanager
+def located(where: str) -> Iterator[None]:
+    """Say ``where`` in front of every ConfigError that is raised inside."""
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error.__cause__
+
+
+def shown(value: Any) -> str:
+    """``repr(value)`` for a message: cut where it is long, and a type's name where there is none."""
+    try:
+        text = repr(value)
+    except Exception:  # a number of 5000 digits, a list nested 1000 deep
+        return f"({type(value).__name__})"
+    return text if len(text) <= LONGEST else text[:LONGEST] + "..."
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """A sentence with the valid names nearest to ``name``, to end an error message with."""
+    known = sorted(set(names))
+    folded = {known_name.lower(): known_name for known_name in known}
+    close = [folded[match] for match in difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.6)]
+    if close:
+        return "Did you mean " + " or ".join(repr(match) for match in close) + "?"
+    if not known:
+        return "There are none."
+    shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
+    return f"Known: {shown}."
+
+
+def optional(module: str, extra: str):
+    """Import an optional library, or raise an ImportError that names the extra which brings it."""
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"{module} is needed here: pip install 'torchpipe[{extra}]' ({error})") from error

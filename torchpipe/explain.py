@@ -1,0 +1,69 @@
+"""What a pipe understood of its configuration, as data and as readable text."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .backends.base import UNLIMITED
+from .component import Blueprint
+from .config import PipeConfig
+from .errors import shown
+
+
+class Explanation(dict):
+    """Nodes by name; each with its options, batch range and backends. ``print()`` shows it as text."""
+
+    def __str__(self) -> str:
+        lines = []
+        for name, node in self.items():
+            arrow = f" -> {node['next']}" if node["next"] else ""
+            lines.append(f"node {name!r}{arrow}")
+            sizes = {None: "as they are called", UNLIMITED: "of any number"}
+            batches = sizes.get(node["max"], f"of 1 to {node['max']}")
+            lines.append(f"  batches {batches}, {node['threads']}")
+            width = max(len(key) for key in node["options"])
+            for key, (value, source) in node["options"].items():
+                lines.append(f"  {key:<{width}} = {value!r:<12} ({source})")
+            _show(node["backend"], "  ", lines)
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+
+def explain(config: PipeConfig, maxima: dict[str, int]) -> Explanation:
+    """Describe a checked configuration; ``maxima`` are the batch sizes that the built nodes take.
+
+    A node without a scheduler has none: its batches are those that it is called with.
+    """
+    nodes: dict[str, Any] = {}
+    for name, node in config.nodes.items():
+        bound = node.blueprint.bound
+        scheduled = "a thread for each instance" if bound else "instances run on the callers' threads"
+        nodes[name] = {
+            "next": node.options.next,
+            "max": maxima.get(name),
+            "threads": "without a scheduler" if config.unscheduled else scheduled,
+            "options": {key: (setting.value, setting.source) for key, setting in node.settings.items()},
+            "backend": _describe(node.blueprint),
+        }
+    return Explanation(nodes)
+
+
+def _describe(blueprint: Blueprint) -> dict[str, Any]:
+    return {
+        "name": blueprint.component.name,
+        "class": blueprint.cls.__name__,
+        "filter": blueprint.component.filter,
+        "parameters": {key: (setting.value, setting.source) for key, setting in blueprint.settings.items()},
+        "children": [_describe(child) for child in blueprint.parts()],
+    }
+
+
+def _show(backend: dict[str, Any], indent: str, lines: list[str]) -> None:
+    name_filter = f"({backend['filter']}) " if backend["filter"] else ""
+    alias = f" ({backend['class']})" if backend["class"] != backend["name"] else ""
+    lines.append(f"{indent}{name_filter}{backend['name']}{alias}")
+    for key, (value, source) in backend["parameters"].items():
+        lines.append(f"{indent}    {key} = {shown(value)}  ({source})")
+    for child in backend["children"]:
+        _show(child, indent + "  ", lines)

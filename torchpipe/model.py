@@ -1,0 +1,133 @@
+"""torchpipe.model: a network made into a thread-safe function on tensors."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import Future
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import ConfigError, NoResultError, shown
+from .pipe import Pipe
+
+if TYPE_CHECKING:
+    import torch
+
+ENGINES = {
+    ".onnx": "OnnxTensor",
+    ".pt2": "ModuleTensor",
+    ".pt": "TorchScriptTensor",
+    ".pth": "TorchScriptTensor",
+    ".ts": "TorchScriptTensor",
+    ".jit": "TorchScriptTensor",
+}
+
+
+class Model:
+    """A network that any number of threads may call, each with its own tensors.
+
+    Calls that come at the same time are batched on axis 0. ``pipe`` is the pipe inside, with its
+    ``stats()`` and ``explain()``.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.pipe = Pipe(config)
+
+    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
+        """The network's output for ``inputs``: one tensor of k rows (k x ...) for each input of the network.
+
+        Returns a tensor of k rows, or a list of them if the network has several outputs.
+
+        Raises:
+            RequestError: the inputs do not fit the network.
+            NoResultError: the network gave nothing.
+        """
+        request = self._request(inputs)
+        self.pipe(request)
+        return _result(request)
+
+    def submit(self, *inputs: torch.Tensor) -> Future:
+        """The same without waiting: a future of the output, which may be cancelled until it starts."""
+        outer: Future = Future()
+
+        def finish(inner: Future) -> None:
+            if not outer.set_running_or_notify_cancel():
+                return
+            try:
+                outer.set_result(_result(inner.result()))
+            except BaseException as error:
+                outer.set_exception(error)
+
+        started = self.pipe.submit(self._request(inputs))
+        started.add_done_callback(finish)
+        outer.add_done_callback(lambda future: started.cancel() if future.cancelled() else None)
+        return outer
+
+    def close(self) -> None:
+        """Wait for the calls inside and release the network."""
+        self.pipe.close()
+
+    def __enter__(self) -> Model:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    @staticmethod
+    def _request(inputs: tuple) -> dict[str, Any]:
+        return {"data": inputs[0] if len(inputs) == 1 else list(inputs)}
+
+
+def model(
+    path_or_module: str | os.PathLike | torch.nn.Module,
+    *,
+    max: int = 1,
+    instance_num: int = 1,
+    batching_timeout: float = 0,
+    **parameters: Any,
+) -> Model:
+    """Make a network into a thread-safe function on tensors: ``y = model(x)``.
+
+    The engine follows from the file's suffix: ``.onnx`` (ONNX Runtime), ``.pt2`` (torch.export), ``.pt``,
+    ``.pth``, ``.ts`` and ``.jit`` (TorchScript); an ``nn.Module`` runs as it is, in eval mode.
+
+    >>> import torch
+    >>> double = model(torch.nn.Identity(), max=4, device="cpu")
+    >>> double(torch.ones(1, 2))
+    tensor([[1., 1.]])
+
+    Args:
+        path_or_module: a file or an ``nn.Module``.
+        max: the most calls that are batched together.
+        instance_num: how many copies run at the same time.
+        batching_timeout: the longest that a call waits for company, in milliseconds, where that pays.
+        **parameters: the engine's own, such as ``precision``, ``device``, ``threads``, ``mean``, ``std``;
+            ``torchpipe.backends("OnnxTensor")`` lists them.
+
+    Raises:
+        ConfigError: neither a file nor a module; unknown suffix or parameter, missing or corrupt file, no
+            such device.
+    """
+    import torch
+
+    for key in ("backend", "model"):
+        if key in parameters:
+            raise ConfigError(f"{key} = {shown(parameters[key])}: it follows from the network given")
+    if isinstance(path_or_module, (str, os.PathLike)):
+        target: Any = os.fspath(path_or_module)
+        suffix = Path(target).suffix
+        if suffix not in ENGINES:
+            raise ConfigError(f"no engine for {target!r}: its name must end in one of {', '.join(ENGINES)}")
+        backend = ENGINES[suffix]
+    elif isinstance(path_or_module, torch.nn.Module):
+        target, backend = path_or_module, "ModuleTensor"
+    else:
+        raise ConfigError(f"a network is the path of a file or an nn.Module, not {shown(path_or_module)}")
+    scheduling = {"max": max, "instance_num": instance_num, "batching_timeout": batching_timeout}
+    return Model({"backend": backend, "model": target, **scheduling, **parameters})
+
+
+def _result(request: dict[str, Any]) -> Any:
+    if "result" not in request:
+        raise NoResultError("the network gave no result for this input")
+    return request["result"]

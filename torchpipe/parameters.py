@@ -1,0 +1,138 @@
+"""The parameters of a backend, read once from its typed ``__init__``: coercion, ranges, errors, reference."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import pydantic
+
+from .errors import ConfigError, shown
+
+BracketText = Annotated[str, "bracket"]
+"""A parameter that receives the text between the brackets as it is, such as ``a,b`` of ``Remove[a,b]``."""
+
+WholeConfig = Annotated[dict, "config"]
+"""A parameter that receives every key of the node, so that no key of that node can be unknown."""
+
+Size = Annotated[int, pydantic.Field(ge=1, le=1_048_576)]
+"""The width or height of an image in pixels."""
+
+Count = Annotated[int, pydantic.Field(ge=1)]
+Number = typing.Union[int, float]
+Numbers = list[float]
+
+_LAX = pydantic.ConfigDict(arbitrary_types_allowed=True, coerce_numbers_to_str=True)
+_MISSING = inspect.Parameter.empty
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a component: its name in the configuration, what it accepts, and its default."""
+
+    name: str
+    annotation: Any
+    default: Any = _MISSING
+    kind: str = "value"  # or "child", "children", "bracket", "config"
+
+    @property
+    def required(self) -> bool:
+        return self.default is _MISSING
+
+    @functools.cached_property
+    def _adapter(self) -> pydantic.TypeAdapter:
+        return pydantic.TypeAdapter(self.annotation, config=_LAX)
+
+    @functools.cached_property
+    def accepts(self) -> str:
+        """What it accepts, for people: ``int, 1 to 1024``."""
+        try:
+            return _describe(self._adapter.json_schema())
+        except (pydantic.errors.PydanticInvalidForJsonSchema, KeyError):
+            return _type_name(self.annotation)
+
+    def coerce(self, value: Any, where: str) -> Any:
+        """``value`` as this parameter's type: ``"224"`` becomes 224 for an int, ``"1,2"`` [1, 2] for a list.
+
+        Raises:
+            ConfigError: naming ``where``, the parameter, the value, and what is accepted.
+        """
+        parts = value
+        if isinstance(value, str) and _is_list(self.annotation):
+            parts = [part.strip() for part in value.split(",")] if value.strip() else []
+        try:
+            return self._adapter.validate_python(parts)
+        except ValueError as error:  # pydantic's own, or Python's for a number of 5000 digits
+            reason = str(error)
+            if isinstance(error, pydantic.ValidationError):
+                reason = error.errors(include_url=False)[0]["msg"]
+            reason = f"{reason[0].lower()}{reason[1:]} (accepts {self.accepts})"
+            raise ConfigError(f"{where}: {self.name} = {shown(value)}: {reason}") from None
+
+
+def parameters_of(function: Callable | type) -> dict[str, Parameter]:
+    """The parameters that ``function`` (a class: its ``__init__``) declares, by name."""
+    target = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
+    if target is object.__init__:
+        return {}
+    try:
+        hints = typing.get_type_hints(target, include_extras=True)
+    except NameError as error:
+        raise ConfigError(f"the types of {_type_name(function)}'s parameters: {error}") from error
+    found = {}
+    for name, declared in inspect.signature(target).parameters.items():
+        if name == "self" or declared.kind in (declared.VAR_POSITIONAL, declared.VAR_KEYWORD):
+            continue
+        annotation = hints.get(name, Any)
+        found[name] = Parameter(name, annotation, declared.default, _kind(annotation))
+    return found
+
+
+def _kind(annotation: Any) -> str:
+    from .backends.base import Backend
+
+    if annotation is Backend:
+        return "child"
+    if annotation == list[Backend]:
+        return "children"
+    metadata = getattr(annotation, "__metadata__", ())
+    return metadata[0] if metadata and metadata[0] in ("bracket", "config") else "value"
+
+
+def _is_list(annotation: Any) -> bool:
+    if typing.get_origin(annotation) is Annotated:
+        annotation = typing.get_args(annotation)[0]
+    options = [annotation, *typing.get_args(annotation)]
+    return any((typing.get_origin(option) or option) in (list, tuple) for option in options)
+
+
+def _type_name(annotation: Any) -> str:
+    return getattr(annotation, "__name__", None) or str(annotation).replace("typing.", "")
+
+
+def _describe(schema: dict) -> str:
+    if "anyOf" in schema:
+        return " or ".join(_describe(option) for option in schema["anyOf"])
+    if "enum" in schema or "const" in schema:
+        return " | ".join(repr(choice) for choice in schema.get("enum", [schema.get("const")]))
+    names = {"integer": "int", "number": "float", "string": "str", "boolean": "bool", "null": "none"}
+    text = names.get(schema.get("type", ""), schema.get("type", "any"))
+    if schema.get("type") == "array":
+        count = schema.get("minItems")
+        text = f"{count or 'list of'} {_describe(schema.get('items', {}))}" if "items" in schema else "list"
+    low, high = schema.get("minimum"), schema.get("maximum")
+    if schema.get("exclusiveMinimum") is not None:
+        text += f", more than {schema['exclusiveMinimum']:.15g}"
+    if low is not None and high is not None:
+        return f"{text}, {low:.15g} to {high:.15g}"
+    if low is not None:
+        return f"{text}, at least {low:.15g}"
+    return f"{text}, at most {high:.15g}" if high is not None else text
+
+
+def _plain(number: float) -> str:
+    return str(int(number)) if number == int(number) else str(number)

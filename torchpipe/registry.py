@@ -1,0 +1,177 @@
+"""Names to backends and filters: the only state that all pipes of a process share."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from .errors import ConfigError, nearest, shown
+from .expression import WORD
+from .filters import BUILT_IN, Filter
+
+if TYPE_CHECKING:
+    from .backends.base import Backend
+
+_backends: dict[str, type[Backend]] = {}
+_originals: dict[str, Any] = {}  # what the user registered, by name: for Python[name]
+_filters: dict[str, Any] = {}
+_missing: dict[str, str] = {}  # modules of backends that could not be imported, and why
+_loaded = False
+_lock = threading.RLock()
+
+
+def register_backend(target: Any = None, *names: str, max: int | None = None) -> Any:
+    """Make a backend known by name; usable as a call or as a decorator.
+
+    ``target`` is a :class:`Backend` subclass, a class in v0's style (``init(config)``, ``forward(list)``),
+    an ``nn.Module``, or a function ``result = f(data)`` (with ``max=8``: ``results = f(list_of_data)`` for up
+    to 8 requests at once). Without a name its own name is taken. A name that a user registered before is
+    replaced; torchpipe's own names cannot be.
+
+    >>> @register_backend
+    ... def double(data):
+    ...     return 2 * data
+    >>> register_backend(SomeClass, "Name")  # doctest: +SKIP
+
+    Raises:
+        ConfigError: for a name that is taken by torchpipe itself, or a target of none of these kinds.
+    """
+    if target is None or isinstance(target, str):
+        given = names if target is None else (target, *names)
+        for each in given:
+            _check_name(each, "backend")
+        return lambda decorated: register_backend(decorated, *given, max=max)
+    from .backends.python import adapt
+
+    names = names or (getattr(target, "__name__", type(target).__name__),)
+    load_built_in()
+    with _lock:
+        for name in names:
+            _check_name(name, "backend")
+            if name in _backends and name not in _originals:
+                raise ConfigError(_TAKEN.format(name, "backend"))
+            _backends[name] = adapt(target, name, max)
+            _originals[name] = target
+    return target
+
+
+def register_filter(target: Any = None, name: Any = None) -> Any:
+    """Make a filter known by name: a function ``f(request) -> Status``, or a class with ``forward(request)``.
+
+    Usable as a call or as a decorator, and in a configuration as ``filter = "name"`` or ``"Python[name]"``.
+    """
+    if target is None or isinstance(target, str):
+        return lambda decorated: register_filter(decorated, name if target is None else target)
+    name = getattr(target, "__name__", type(target).__name__) if name is None else name
+    _check_name(name, "filter")
+    if not (hasattr(target, "forward") if isinstance(target, type) else callable(target)):
+        raise ConfigError(
+            f"{name!r}: register a function f(request), or a class with forward(request), not {shown(target)}"
+        )
+    if name in BUILT_IN:
+        raise ConfigError(_TAKEN.format(name, "filter"))
+    with _lock:
+        _filters[name] = target
+    return target
+
+
+def unregister(*names: str) -> None:
+    """Forget the backends and filters of these names, or all that users registered; our own stay."""
+    with _lock:
+        for name in names or (*_originals, *_filters):
+            if name in _originals:
+                del _originals[name], _backends[name]
+            _filters.pop(name, None)
+
+
+def is_registered(name: str) -> bool:
+    """Whether there is a backend of this name."""
+    load_built_in()
+    return name in _backends
+
+
+def list_backends() -> list[str]:
+    """The names of all backends, aliases included, sorted."""
+    load_built_in()
+    return sorted(_backends)
+
+
+def built_in(*names: str) -> Callable[[type], type]:
+    """Register one of torchpipe's own backends under its class's name and these aliases."""
+
+    def register(cls: type) -> type:
+        for name in (cls.__name__, *names):
+            _backends[name] = cls
+        return cls
+
+    return register
+
+
+def backend_class(name: str) -> type[Backend]:
+    """The class registered under ``name``, or a ConfigError that offers the nearest names."""
+    load_built_in()
+    try:
+        return _backends[name]
+    except KeyError:
+        message = f"unknown backend {shown(name)}. {nearest(name, _backends)}"
+        for module, reason in _missing.items():
+            message += f"\n({module} could not be loaded: {reason})"
+        raise ConfigError(message) from None
+
+
+def original(name: str) -> Any:
+    """What the user registered under ``name``, for ``Python[name]``."""
+    try:
+        return _originals[name]
+    except KeyError:
+        raise ConfigError(f"no Python class is registered as {name!r}. {nearest(name, _originals)}") from None
+
+
+def find_filter(text: str) -> Any:
+    """What ``text`` names: a built-in filter, a registered function or class; ``Python[name]`` too."""
+    text = "".join(text.split())
+    user = text.startswith("Python[") and text.endswith("]")
+    name = text[len("Python[") : -1] if user else text
+    known = _filters if user else {**BUILT_IN, **_filters}
+    try:
+        return known[name]
+    except KeyError:
+        raise ConfigError(f"unknown filter {shown(text)}. {nearest(name, known)}") from None
+
+
+def make_filter(text: str, config: dict) -> Filter:
+    """The filter that ``text`` names; of a class an instance that has seen ``config``."""
+    target = find_filter(text)
+    if isinstance(target, type):
+        made = target()
+        if hasattr(made, "init"):
+            made.init(config)
+        return made.forward
+    return target
+
+
+def load_built_in() -> None:
+    """Import every module of torchpipe.backends once, so that what is in them registers itself."""
+    global _loaded
+    with _lock:
+        if _loaded:
+            return
+        _loaded = True
+        package = importlib.import_module(f"{__package__}.backends")
+        for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
+            try:
+                importlib.import_module(module.name)
+            except ImportError as error:
+                _missing[module.name] = str(error)
+
+
+_TAKEN = "{0!r} is torchpipe's own {1}; register yours under another name"
+
+
+def _check_name(name: str, kind: str) -> None:
+    if not isinstance(name, str) or not re.fullmatch(WORD, name):
+        raise ConfigError(f"{shown(name)} cannot be the name of a {kind}: use letters, digits, underscores")

@@ -1,0 +1,66 @@
+"""What a stage's instances counted and measured, added up for people and monitors."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+from .engine.instance import KEPT
+from .engine.stage import Stage
+
+
+def stage_stats(stage: Stage) -> dict[str, Any]:
+    """The figures of one node; times are milliseconds over the newest 1024 batches of each instance.
+
+    Keys: ``requests``, ``errors``, ``queued`` (now), ``running`` (instances now), ``batch_sizes`` (how many
+    batches of each size), ``closed`` (why batches were closed: ``full``; ``alone``: nobody else
+    was there; ``nothing_more``: waiting could not pay; ``timeout``; ``no_gain``: more would not have been
+    cheaper), ``cost_ms`` (what a batch of each size costs, learned; for nodes that batch),
+    ``fixed_ms`` and ``each_ms`` (the line fitted to it), ``run_ms`` and ``wait_ms`` (mean, p50, p99).
+    """
+    sizes: Counter[int] = Counter()
+    closings: Counter[str] = Counter()
+    run_times: list[float] = []
+    wait_times: list[float] = []
+    costs: dict[int, list[float]] = {}
+    for instance in stage.instances:
+        sizes.update(dict(instance.sizes))
+        closings.update(dict(instance.closings))
+        if instance.alone:
+            sizes[1] += instance.alone
+            closings["alone"] += instance.alone
+            wait_times += [0.0] * min(instance.alone, KEPT)
+        run_times += instance.run_times.copy()
+        wait_times += instance.wait_times.copy()
+        for size, seconds in dict(instance.costs.by_size).items():
+            costs.setdefault(size, []).append(seconds)
+    figures: dict[str, Any] = {
+        "requests": sum(size * count for size, count in sizes.items()),
+        "errors": sum(instance.errors for instance in stage.instances),
+        "queued": len(stage.pending),
+        "running": sum(bool(instance.owner) for instance in stage.instances),
+        "batch_sizes": dict(sorted(sizes.items())),
+        "closed": dict(closings),
+        "run_ms": percentiles(run_times),
+        "wait_ms": percentiles(wait_times),
+    }
+    if costs:
+        count = len(stage.instances)
+        figures["cost_ms"] = {size: sum(times) / len(times) * 1e3 for size, times in sorted(costs.items())}
+        figures["fixed_ms"] = sum(instance.costs.fixed for instance in stage.instances) / count * 1e3
+        figures["each_ms"] = sum(instance.costs.each for instance in stage.instances) / count * 1e3
+    return figures
+
+
+def percentiles(seconds: Iterable[float]) -> dict[str, float]:
+    """Mean, median and 99th percentile in milliseconds; all 0 when there is nothing."""
+    ordered = sorted(seconds)
+    if not ordered:
+        return {"mean": 0.0, "p50": 0.0, "p99": 0.0}
+    last = len(ordered) - 1
+    return {
+        "mean": sum(ordered) / len(ordered) * 1e3,
+        "p50": ordered[round(last * 0.50)] * 1e3,
+        "p99": ordered[round(last * 0.99)] * 1e3,
+    }
