@@ -125,7 +125,7 @@ class TestManyThreads:
         assert order == list(range(20))
 
     @pytest.mark.parametrize("max", [1, 4])
-    @pytest.mark.parametrize("instances", [1, 2, 4])
+    @pytest.mark.parametrize("instances", [1, 3])
     def test_none_of_them_starves_and_none_works_for_the_others_for_ever(self, max, instances):
         def forward(batch):
             time.sleep(random.random() * 0.004)
@@ -133,7 +133,7 @@ class TestManyThreads:
 
         backend("Slow", forward, max=max)
         with pipe({"backend": "Slow", "instance_num": instances}) as model:
-            end = time.monotonic() + 1.5
+            end = time.monotonic() + 1.2
             longest = []
 
             def calls():
@@ -146,7 +146,7 @@ class TestManyThreads:
                 return True
 
             all_at_once([calls] * 12)
-        assert sorted(longest)[-1] < 0.75, "a request waited for half of the test; the queue is 24 ms long"
+        assert sorted(longest)[-1] < 0.6, "a request waited for half of the test; the queue is 24 ms long"
 
     @pytest.mark.parametrize("instances", [1, 3])
     def test_run_as_many_at_once_as_there_are_instances_and_no_more(self, instances):
@@ -271,7 +271,7 @@ class TestManyThreads:
             stage = model._nodes["node"].stage
             one, two = stage.free.pop(), stage.free.pop()
             model.submit({"data": "waits in front of it"})
-            end = time.monotonic() + 3
+            end = time.monotonic() + 1.5
 
             def feed():
                 time.sleep(0.005)
@@ -298,7 +298,7 @@ class TestManyThreads:
             Call(model, {"data": "it"}).answer()
             took = time.monotonic() - start
             feeding[0].answer()
-        assert took < 1.5, "the caller went on working for others after its own answer"
+        assert took < 1, "the caller went on working for others after its own answer"
 
 
 class TestBoundBackends:
@@ -804,7 +804,7 @@ def test_random_loads_of_all_kinds_leave_nothing_behind():
     """A short run of the stress script; run it for longer by hand: python tests/stress.py 60"""
     import stress
 
-    stress.main(seconds=4, seed=random.randrange(2**31))
+    stress.main(seconds=3, seed=random.randrange(2**31))
 
 
 def test_all_instances_are_free_again_after_any_load():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import contextlib
 import functools
 import os
 import threading
@@ -21,7 +22,7 @@ from .engine.pool import Pool, waiting
 from .engine.stage import BoundThread, Stage, Ticket
 from .engine.unscheduled import Unscheduled
 from .engine.walk import Journey, Node, walk
-from .errors import ConfigError, MissingKeyError, PipeClosedError, RequestError, nearest, note
+from .errors import ConfigError, MissingKeyError, PipeClosedError, ReentryError, RequestError, nearest, note
 from .event import Event
 from .explain import Explanation, explain
 from .filters import Filter
@@ -33,7 +34,7 @@ from .stats import stage_stats
 CLOSED = "this pipe was closed"
 FORKED = "this pipe belongs to the process that this one was forked from"
 AT_EXIT = 5.0
-"""Seconds that the interpreter's exit waits for requests that are still inside."""
+"""Seconds that the interpreter's exit, or a pipe that is garbage, waits for requests still inside."""
 
 _open: weakref.WeakSet[Pipe] = weakref.WeakSet()
 
@@ -137,15 +138,13 @@ class Pipe:
             raise RequestError(f"a request is a dict, not {type(request).__name__}")
         future: Future[Request] = Future()
 
-        def done(error: BaseException | None) -> None:
-            if not future.set_running_or_notify_cancel():
-                return
+        def done(index: int, error: BaseException | None) -> None:
             if error is not None:
                 future.set_exception(error)
             else:
                 future.set_result(request)
 
-        self._start([request], lambda _, error: done(error), cancelled=future.cancelled)
+        self._start([request], done, future.cancelled, future.set_running_or_notify_cancel)
         return future
 
     async def async_call(self, request: Request) -> Request:
@@ -179,10 +178,16 @@ class Pipe:
 
         Raises:
             TimeoutError: calls are still inside after ``timeout`` seconds; the pipe stays shut to new ones.
+            ReentryError: a backend of this pipe is calling, which would have to wait for itself; shut, too.
         """
         if self._closed == FORKED:
             return
         self._closed = CLOSED
+        me = threading.get_ident()
+        if any(i.owner == me for node in self._nodes.values() for i in node.stage.instances):
+            raise ReentryError(
+                "close() from inside a backend of this pipe; it is shut now, close it elsewhere"
+            )
         until = time.monotonic() + (threading.TIMEOUT_MAX if timeout is None else timeout)
         while self._inside:  # ended by the calls inside, each of which ends on its own
             if time.monotonic() > until:
@@ -201,7 +206,8 @@ class Pipe:
 
     def __del__(self) -> None:
         if getattr(self, "_built", False):
-            self.close()
+            with contextlib.suppress(TimeoutError):
+                self.close(timeout=AT_EXIT)
 
     # Inside
 
@@ -329,14 +335,21 @@ class Pipe:
                 self._start([request], functools.partial(_notify, event))
             except BaseException as error:
                 event.notify(error)
+                if not isinstance(error, Exception):
+                    raise
 
     def _start(
         self,
         given: list[Request],
         done: Callable[[int, BaseException | None], None],
         cancelled: Callable[[], bool] = bool,
+        wanted: Callable[[], bool] = lambda: True,
     ) -> None:
-        """Send requests on their way; ``done(index, error)`` is called for each when it is over."""
+        """Send requests on their way; ``done(index, error)`` is called for each when it is over.
+
+        ``cancelled()`` is asked before each node. ``wanted()`` is asked once, at the end: from then on a
+        request cannot be cancelled any more; if it was, nothing is filled in and nobody is told.
+        """
         self._pool.grow()  # if the system has no thread left this is the time to say so
         tickets: list[Ticket] = []
         for _ in iter(functools.partial(self._inside.extend, [None] * len(given)), False):
@@ -347,7 +360,7 @@ class Pipe:
             by_stage: dict[Stage, list[Ticket]] = {}
             for index, (request, node) in enumerate(prepared):
                 request.pop("event", None)
-                finish = functools.partial(self._finish, given[index], request, index, done, cancelled)
+                finish = functools.partial(self._finish, given[index], request, index, done, wanted)
                 if node is None:
                     tickets.append(Ticket(request))
                     self._pool.put(functools.partial(self._run_unscheduled, tickets[-1], finish))
@@ -369,16 +382,19 @@ class Pipe:
         computed: Request,
         index: int,
         done: Callable[[int, BaseException | None], None],
-        cancelled: Callable[[], bool],
+        wanted: Callable[[], bool],
         error: BaseException | None,
     ) -> None:
         """A request is over: fill in the caller's dict, count it out, and say so."""
+        tell = False
         try:
-            if error is None and not cancelled():
+            tell = wanted()
+            if tell and error is None:
                 _fill_in(given, computed)
         finally:
             self._inside.pop()
-            done(index, error)
+            if tell:
+                done(index, error)
 
     def _run_unscheduled(self, ticket: Ticket, done: Callable[[BaseException | None], None]) -> None:
         assert self._unscheduled is not None

@@ -38,9 +38,9 @@ class Instance:
 
     def execute_one(self, request: Request) -> BaseException | None:
         """Run a single request that nothing else waited with; its error, if any. The path of an idle pipe."""
-        self.owner = get_ident()
         start = perf_counter()
         try:
+            self.owner = get_ident()
             self.backend.forward([request])
         except BaseException as error:
             return self._blame_all(error, [request], None)[0]
@@ -61,9 +61,9 @@ class Instance:
         size = len(batch)
         saved = [request.copy() for request in batch] if size > 1 and self.split else None
         errors: list[BaseException | None] | None = None
-        self.owner = get_ident()
         start = perf_counter()
         try:
+            self.owner = get_ident()
             self.backend.forward(batch.copy())  # a backend may take its list apart
             took = perf_counter() - start
             if self.max > 1:

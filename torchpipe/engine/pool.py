@@ -42,13 +42,13 @@ class Pool:
                     return
                 name = f"{self._name}-{len(self._threads)}"
                 thread = threading.Thread(target=self._work, name=name, daemon=True)
+                self._threads.append(thread)  # first: an interrupted start may leave a thread that runs
                 try:
                     thread.start()
                 except RuntimeError:
+                    self._threads.remove(thread)
                     if not self._threads:
                         raise
-                else:
-                    self._threads.append(thread)
 
     def resize(self, change: int) -> None:
         """Have more or fewer threads; those that are too many stay until the end."""
@@ -68,7 +68,8 @@ class Pool:
         self._jobs.put(None)
         for thread in threads:
             if thread is not threading.current_thread():
-                thread.join()
+                with contextlib.suppress(RuntimeError):  # its start was interrupted
+                    thread.join()
 
     def _work(self) -> None:
         _current.pool = self

@@ -114,8 +114,8 @@ class Stage:
                     raise error
                 finally:
                     error = None  # its traceback holds this frame: no cycle may keep the request alive
-        except KeyboardInterrupt:
-            self.pool.put(self.dispatch)  # it may have struck between freeing an instance and looking
+        except (KeyboardInterrupt, SystemExit):
+            self.pool.put(self.dispatch)  # a signal may have struck between freeing an instance and looking
             raise
 
     def submit(self, tickets: list[Ticket]) -> None:
