@@ -98,7 +98,7 @@ threads.append(threading.Thread(target=killer, daemon=True))
 for thread in threads:
     thread.start()
 interrupts = calls = 0
-end = time.monotonic() + 1.5
+end = time.monotonic() + 2.5
 while time.monotonic() < end:
     try:
         armed = True
@@ -118,7 +118,7 @@ for thread in threads:
 hanging = sum(thread.is_alive() for thread in threads)
 assert not hanging, f"{{hanging}} callers hang after {{interrupts}} interrupts: {{pipe.stats()}}"
 assert not wrong, wrong[:3]
-assert interrupts > 10, interrupts
+assert interrupts > 20, interrupts
 one(), several()
 assert pipe.submit({{"data": 1}}).result(20)["result"] == 3
 stats = pipe.stats()
