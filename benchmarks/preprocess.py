@@ -32,26 +32,20 @@ BARE = "limit: the same library calls in a bare loop, a thread per core"
 CORES = os.cpu_count() or 1
 
 
-def ours(case: Case) -> Callable[[], Any]:
+def narrow(case: Case) -> Callable[[], Any]:
+    """A pipe of a few instances; whose torchpipe it is depends on the worker's environment."""
+    return built(case, INSTANCES)
+
+
+def wide(case: Case) -> Callable[[], Any]:
+    """A pipe with an instance per client."""
+    return built(case, case["clients"])
+
+
+def built(case: Case, instances: int) -> Callable[[], Any]:
     import torchpipe
 
-    return caller(torchpipe.pipe({"image": {**CONFIG, "instance_num": INSTANCES}}), case)
-
-
-def ours_wide(case: Case) -> Callable[[], Any]:
-    return rival_wide(case)  # the same configuration
-
-
-def rival(case: Case) -> Callable[[], Any]:
-    import torchpipe
-
-    return caller(torchpipe.pipe({"image": {**CONFIG, "instance_num": INSTANCES}}), case)
-
-
-def rival_wide(case: Case) -> Callable[[], Any]:
-    import torchpipe
-
-    return caller(torchpipe.pipe({"image": {**CONFIG, "instance_num": case["clients"]}}), case)
+    return caller(torchpipe.pipe({"image": {**CONFIG, "instance_num": instances}}), case)
 
 
 def bare(case: Case) -> Callable[[], Any]:
@@ -93,10 +87,10 @@ def checked(call: Callable[[], Any]) -> Callable[[], Any]:
 CONTESTANTS = {
     BARE: Contestant(bare, clients=CORES),
     THREADS: Contestant(bare),
-    OURS: Contestant(ours),
-    OURS_WIDE: Contestant(ours_wide),
-    RIVAL: Contestant(rival, rival=True),
-    RIVAL_WIDE: Contestant(rival_wide, rival=True),
+    OURS: Contestant(narrow),
+    OURS_WIDE: Contestant(wide),
+    RIVAL: Contestant(narrow, rival=True),
+    RIVAL_WIDE: Contestant(wide, rival=True),
 }
 
 

@@ -17,8 +17,7 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 def keep_freed_memory() -> bool:
     """Let glibc keep freed blocks of a few megabytes; whether it was told so.
 
-    By itself it returns them to the kernel, and the next decoded image pays for every page again: of 3.3 ms
-    for decoding a JPEG of 517 x 606 in the main thread 1.3 were page faults. Who sets
+    By itself it returns them to the kernel, and the next decoded image pays for every page again. Who sets
     ``MALLOC_TRIM_THRESHOLD_`` or ``MALLOC_MMAP_THRESHOLD_`` in the environment has decided otherwise.
     """
     if "MALLOC_TRIM_THRESHOLD_" in os.environ or "MALLOC_MMAP_THRESHOLD_" in os.environ:

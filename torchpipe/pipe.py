@@ -183,8 +183,7 @@ class Pipe:
         if self._closed == FORKED:
             return
         self._closed = CLOSED
-        me = threading.get_ident()
-        if any(i.owner == me for node in self._nodes.values() for i in node.stage.instances):
+        if any(node.stage.runs_here() for node in self._nodes.values()):
             raise ReentryError(
                 "close() from inside a backend of this pipe; it is shut now, close it elsewhere"
             )

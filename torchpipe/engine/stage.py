@@ -149,12 +149,16 @@ class Stage:
 
     def refuse_reentry(self) -> None:
         """Raise ReentryError where the current thread would wait for the instance that it is running."""
-        me = threading.get_ident()
-        if not self.free and any(instance.owner == me for instance in self.instances):
+        if not self.free and self.runs_here():
             raise ReentryError(
                 f"node {self.name!r} was called from inside its own backend and has no other free instance; "
                 "call another node, or raise instance_num"
             )
+
+    def runs_here(self) -> bool:
+        """Whether the current thread is running one of the instances: it is inside a backend."""
+        me = threading.get_ident()
+        return any(instance.owner == me for instance in self.instances)
 
     # Batches go out
 
