@@ -43,7 +43,7 @@ def boxes_in(probability, **parameters) -> dict:
     return request
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     seed=st.integers(0, 10_000),
     count=st.integers(0, 12),

@@ -69,7 +69,7 @@ class DBBoxes(Backend):
         islands = (probability > self.thresh).view(np.uint8)
         mask = cv2.dilate(islands, DILATION) if self.use_dilation else islands
         contours, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
-        scale = np.array([width, height]), np.array(probability.shape[::-1], np.float32)
+        scale = np.array([width, height], np.float32), np.array(probability.shape[::-1], np.float32)
         boxes, scores = [], []
         for contour in contours[: self.max_candidates]:
             box, score = self._box(contour, probability, *scale)
