@@ -14,6 +14,7 @@ Point = tuple[float, float]
 BETWEEN, BELOW, AROUND = 36, 56, 28  # pixels between boxes of a layer, between layers, around a part
 LABEL_LINE = 15
 HEADING = 26
+BOW = 60  # how far a jump to a box above or below swings out
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,11 @@ def lay_out(outline: Outline, sizes: dict[str, Point]) -> Layout:
         layout.height = max(layout.height, height)
     layout.width -= 2 * AROUND
     _spread_ends(layout)
-    jumps = [arrow for arrow in outline.arrows if arrow.kind == "jump"]
-    layout.ways += [(arrow, _jump(layout.boxes[arrow.start], layout.boxes[arrow.end])) for arrow in jumps]
+    for arrow in outline.arrows:
+        if arrow.kind == "jump":
+            points = _jump(layout.boxes[arrow.start], layout.boxes[arrow.end])
+            layout.ways.append((arrow, points))
+            layout.width = max(layout.width, points[0][0] + BOW)
     return layout
 
 
@@ -135,7 +139,7 @@ def _spread_ends(layout: Layout) -> None:
 
 
 def _jump(start: Place, end: Place) -> list[Point]:
-    """From the side of one box to the side of another."""
+    """From the side of one box to the side of another; to the same side, if one is above the other."""
     side = math.copysign(1.0, end.x - start.x) if end.x != start.x else 1.0
     first = (start.x + side * start.width / 2, start.y)
     if end.x == start.x:

@@ -7,7 +7,7 @@ import unicodedata
 from itertools import pairwise
 from xml.etree import ElementTree as Xml  # the text of a configuration becomes text, never markup
 
-from .layout import LABEL_LINE, Layout, Place, Point, lay_out
+from .layout import BOW, LABEL_LINE, Layout, Place, Point, lay_out
 from .outline import Arrow, Box, Outline
 
 LETTER, NAME_LETTER, LINE = 7.3, 9.1, 17  # pixels: the width of a letter, of one in a name; height of a line
@@ -153,7 +153,7 @@ def _sideways(points: list[Point]) -> str:
     """A curve from side to side; one that returns to the side it came from makes a bow."""
     (x0, y0), (x1, y1) = points
     bow = abs(x1 - x0) < 1
-    out, back = (60.0, 60.0) if bow else ((x1 - x0) / 2, (x0 - x1) / 2)
+    out, back = (BOW, BOW) if bow else ((x1 - x0) / 2, (x0 - x1) / 2)
     return f"M{x0:.1f},{y0:.1f} C{x0 + out:.1f},{y0:.1f} {x1 + back:.1f},{y1:.1f} {x1:.1f},{y1:.1f}"
 
 
