@@ -93,8 +93,8 @@ class Nodes:
         instances: list[Instance] = []
         threads: dict[Instance, BoundThread] = {}
         for group in node.groups:  # one after the other: many libraries cannot load two models at once
-            for _ in range(group.instance_num):
-                build = self._instance_builder(node, group.blueprint, len(instances))
+            for index in range(group.instance_num):
+                build = self._instance_builder(node, group.blueprint, index)
                 if group.blueprint.bound:
                     thread = BoundThread(f"torchpipe-{node.name}-{len(instances)}", build)
                     self._threads.append(thread)

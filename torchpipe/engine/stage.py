@@ -14,9 +14,9 @@ from ..errors import ReentryError, note
 from ..request import Request
 from .batching import Patience
 from .branch import go_on
+from .free import FreeByRange
 from .instance import Instance
 from .pool import Pool, waiting
-from .ranges import FreeByRange
 from .selection import InOrder
 from .ticket import Ticket
 
