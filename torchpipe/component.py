@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -43,6 +43,17 @@ class Scope:
         if hasattr(find_filter(text), "init"):
             self.takes_all = True
 
+    def split(self, count: int) -> list[Scope]:
+        """A scope for each of ``count`` groups: group i sees the i-th part, or the last, of ``a&b&c``."""
+
+        def part(values: dict[str, Any], i: int) -> dict[str, Any]:
+            given = {
+                key: value.split("&") if isinstance(value, str) else [value] for key, value in values.items()
+            }
+            return {key: parts[min(i, len(parts) - 1)] for key, parts in given.items()}
+
+        return [Scope(self.node, part(self.own, i), part(self.defaults, i), self.taken) for i in range(count)]
+
     @property
     def whole(self) -> dict[str, Any]:
         return {**self.defaults, **self.own}
@@ -82,16 +93,19 @@ class Blueprint:
         """Whether instances must stay on one thread: one bound backend binds all that contain it."""
         return any(part.cls.bound for part in self.walk())
 
-    def build(self, index: int, owned: list[Backend]) -> Backend:
+    def build(
+        self, index: int, owned: list[Backend], made: Callable[[Backend], None] = lambda backend: None
+    ) -> Backend:
         """Make one instance, the ``index``-th of its node.
 
         It is added to ``owned``, as are parts of it when the rest cannot be made: what has to be closed.
+        ``made`` is told of each backend in it.
 
         Raises:
             Exception: what the backend's ``__init__`` raises, with a note that names node and backend.
         """
         mark = len(owned)
-        built = {name: _build(child, index, owned) for name, child in reversed(self.children.items())}
+        built = {name: _build(child, index, owned, made) for name, child in reversed(self.children.items())}
         values = {name: setting.value for name, setting in self.settings.items()}
         for name, parameter in parameters_of(self.cls).items():
             if parameter.kind == "config":
@@ -108,13 +122,16 @@ class Blueprint:
         if not backend.label:
             backend.label = str(self.component)
         owned[mark:] = [backend]  # it closes its children itself
+        made(backend)
         return backend
 
 
-def _build(child: Blueprint | list[Blueprint], index: int, owned: list[Backend]) -> Any:
+def _build(
+    child: Blueprint | list[Blueprint], index: int, owned: list[Backend], made: Callable[[Backend], None]
+) -> Any:
     if isinstance(child, list):
-        return [_build(part, index, owned) for part in reversed(child)][::-1]
-    return child.build(index, owned)
+        return [_build(part, index, owned, made) for part in reversed(child)][::-1]
+    return child.build(index, owned, made)
 
 
 def resolve(component: Component, scope: Scope, place: tuple[int, int] | None = None) -> Blueprint:
