@@ -119,7 +119,10 @@ def _lay_out_part(
         sugiyama.route_edge = lambda edge, points: None
         sugiyama.init_all(roots=[vertices[part[0]]])
         sugiyama.draw(8)
-    boxes = {name: Place(*vertex.view.xy, *sizes[name]) for name, vertex in vertices.items()}
+    boxes = {}
+    for name, vertex in vertices.items():
+        (x, y), (width, height) = vertex.view.xy, sizes[name]
+        boxes[name] = Place(x, y, width, height)
     return boxes, [(arrow, edge.view.points) for arrow, edge in zip(arrows, edges, strict=True)]
 
 
