@@ -1,4 +1,4 @@
-"""OCR: pictures to text with PP-OCR, the example against rapidocr on the same models, in pictures per second."""
+"""OCR: pictures to text with PP-OCR; the example against rapidocr, on the same models."""
 
 from __future__ import annotations
 
@@ -138,8 +138,8 @@ def main() -> None:
     options = harness.options(CONTESTANTS, repeats=3, seconds=12.0, quick_seconds=3.0)
     results = harness.measure(points(options.seconds), CONTESTANTS, options.repeats)
     limits = [
-        "rapidocr's networks compute with denormal numbers, which this processor is slow at; OnnxTensor takes "
-        "them for zero. The rows 'denormals as zero' give rapidocr the same, which its settings do not offer: "
+        "the detector computes with denormal numbers, which this processor is slow at; OnnxTensor takes them "
+        "for zero. The rows 'denormals as zero' give rapidocr the same, which its settings do not offer: "
         "what is left over them is the pipe's own.",
     ]
     title = "OCR: pictures to text with PP-OCR"

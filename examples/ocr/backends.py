@@ -120,9 +120,9 @@ def cut(image: np.ndarray, box: np.ndarray) -> np.ndarray:
     """What is inside the box, straightened."""
     sides = np.linalg.norm(box - np.roll(box, -1, 0), axis=1)
     width, height = int(max(sides[0], sides[2])), int(max(sides[1], sides[3]))
-    (left, top), right = box[0], box[1, 0]
-    if top == box[1, 1] and left == box[3, 0] and (box[2] == (right, box[3, 1])).all():
-        x, y = int(left), int(top)  # it stands straight already, on whole pixels: nothing to compute
+    x, y = map(int, box[0])
+    if (box == [(x, y), (x + width, y), (x + width, y + height), (x, y + height)]).all():
+        # it stands straight already, on whole pixels: nothing to compute
         return np.ascontiguousarray(image[y : y + height, x : x + width])
     corners = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
     matrix = cv2.getPerspectiveTransform(box, corners)
