@@ -14,6 +14,7 @@ from threads import all_at_once
 import torchpipe
 
 ROOT = Path(__file__).parent.parent
+README = ROOT / "examples" / "ocr" / "README.md"
 sys.path.insert(0, str(ROOT / "examples" / "ocr"))
 
 rapidocr = pytest.importorskip("rapidocr")
@@ -30,10 +31,16 @@ def pictures() -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def theirs(pictures):
+def engine():
+    parameters = {"Global.log_level": "error", "EngineConfig.onnxruntime.intra_op_num_threads": 1}
+    return rapidocr.RapidOCR(params=parameters)
+
+
+@pytest.fixture(scope="module")
+def theirs(engine, pictures):
     """What rapidocr makes of each picture, when no line is padded to the length of another one."""
-    parameters = {"Rec.rec_batch_num": 1, "EngineConfig.onnxruntime.intra_op_num_threads": 1}
-    engine = rapidocr.RapidOCR(params={"Global.log_level": "error", **parameters})
+    engine.text_rec = engine._load_rec_model()
+    engine.text_rec.rec_batch_num = 1
     return {name: engine(data) for name, data in pictures.items()}
 
 
@@ -58,6 +65,22 @@ def test_texts_scores_and_boxes_are_those_of_rapidocr(name, pipe, pictures, thei
     assert found["result"] == list(theirs[name].txts)
     assert found["text_score"] == pytest.approx(theirs[name].scores, abs=1e-4)
     assert np.array_equal(found["boxes"], theirs[name].boxes)
+
+
+@pytest.mark.parametrize("name", ["chinese.png", "latin.png", "page.png"])
+def test_the_lines_that_rapidocr_reads_otherwise_by_default_are_those_of_the_readme(
+    name, engine, theirs, pictures
+):
+    table = [row.split("`")[1::2] for row in README.read_text().splitlines() if row.startswith(f"| `{name}`")]
+    documented = {(row[-2].removeprefix("... "), row[-1].removeprefix("... ")) for row in table}
+    engine.text_rec.rec_batch_num = 6
+    by_default = engine(pictures[name])
+    different = [
+        (one, other) for one, other in zip(theirs[name].txts, by_default.txts, strict=True) if one != other
+    ]
+    assert len(different) == len(documented)
+    for (here, there), (one, other) in zip(sorted(documented), sorted(different), strict=True):
+        assert one.endswith(here) and other.endswith(there)
 
 
 def test_pictures_at_the_same_time_change_nothing_of_each_other(pipe, pictures, theirs):
