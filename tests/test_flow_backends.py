@@ -10,7 +10,8 @@ from threads import Call, all_at_once, backend, told
 
 from torchpipe import Backend, ConfigError, Pipe, register_backend
 from torchpipe.backends.base import UNLIMITED
-from torchpipe.backends.flow import Max, Sequential
+from torchpipe.backends.flow import Sequential
+from torchpipe.backends.sizes import Max
 
 
 def run(config, **request) -> dict:

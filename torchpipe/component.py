@@ -73,6 +73,7 @@ class Blueprint:
     scope: Scope
     settings: dict[str, Setting] = field(default_factory=dict)
     children: dict[str, Blueprint | list[Blueprint]] = field(default_factory=dict)
+    shared: dict[str, Any] = field(default_factory=dict)  # what all instances have in common
     copy: int | None = None  # its index among the copies that its parent has of it
 
     def walk(self) -> Iterator[Blueprint]:
@@ -105,6 +106,8 @@ class Blueprint:
         for name, parameter in parameters_of(self.cls).items():
             if parameter.kind == "config":
                 values[name] = {**self.scope.whole, "_independent_thread_index": index}
+            elif parameter.kind == "shared":
+                values[name] = self.shared.setdefault(name, parameter.make_shared())
         try:
             backend = self.cls(**values, **built)
             if self.component.filter:

@@ -64,7 +64,7 @@ def half_chance(request: Request) -> Status:
 
 
 def result2key_1(request: Request) -> Status:
-    """No ``result``: Break. Else it becomes ``data`` and is kept under ``key_1`` too, and the backend runs."""
+    """No ``result``: Break. Else it becomes ``data``, is kept under ``key_1`` too, and the backend runs."""
     status = swap(request)
     if status is Status.Run:
         request["key_1"] = request["result"]
@@ -72,7 +72,7 @@ def result2key_1(request: Request) -> Status:
 
 
 def result2other(request: Request) -> Status:
-    """No ``result``: Break. Else it becomes ``data`` and is kept under ``other`` too, and the backend runs."""
+    """No ``result``: Break. Else it becomes ``data``, is kept under ``other`` too, and the backend runs."""
     status = swap(request)
     if status is Status.Run:
         request["other"] = request["result"]

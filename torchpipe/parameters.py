@@ -51,7 +51,7 @@ class Parameter:
     name: str
     annotation: Any
     default: Any = _MISSING
-    kind: str = "value"  # or "child", "children", "copies", "bracket", "config"
+    kind: str = "value"  # or "child", "children", "copies", "bracket", "config", "shared"
 
     @property
     def required(self) -> bool:
@@ -61,6 +61,10 @@ class Parameter:
     def copies(self) -> str:
         """The parameter that says how many copies of the child there are (kind "copies")."""
         return self.annotation.__metadata__[1]
+
+    def make_shared(self) -> Any:
+        """The object that all instances of a node have in common (kind "shared"): one of the annotated type."""
+        return typing.get_args(self.annotation)[0]()
 
     @property
     def each(self) -> bool:
@@ -164,7 +168,7 @@ def _kind(annotation: Any) -> str:
     if annotation == list[Backend]:
         return "children"
     metadata = getattr(annotation, "__metadata__", ())
-    return metadata[0] if metadata and metadata[0] in ("bracket", "config", "copies") else "value"
+    return metadata[0] if metadata and metadata[0] in ("bracket", "config", "copies", "shared") else "value"
 
 
 def _options(annotation: Any) -> list[Any]:

@@ -30,11 +30,14 @@ class Backend:
         min: the fewest (default 1).
         bound: whether an instance must be built and always run on one and the same thread (default False:
             any thread runs it, one at a time).
+        shared: whether several threads may be in ``forward`` of one instance at once (default False); what
+            ``Parallel[X]`` asks of X.
     """
 
     max: int = 1
     min: int = 1
     bound: bool = False
+    shared: bool = False
     label: str = ""  # how it is written in the configuration, for messages
     filter: Filter | None = None  # what stands in front of it in the expression
 
