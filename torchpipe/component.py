@@ -74,6 +74,7 @@ class Blueprint:
     settings: dict[str, Setting] = field(default_factory=dict)
     children: dict[str, Blueprint | list[Blueprint]] = field(default_factory=dict)
     shared: dict[str, Any] = field(default_factory=dict)  # what all instances have in common
+    copies: int = 0  # how many its parent, or one further up, has of it; 0: as many as there are instances
     copy: int | None = None  # its index among the copies that its parent has of it
 
     def walk(self) -> Iterator[Blueprint]:
@@ -106,6 +107,8 @@ class Blueprint:
         for name, parameter in parameters_of(self.cls).items():
             if parameter.kind == "config":
                 values[name] = {**self.scope.whole, "_independent_thread_index": index}
+                if self.copies:
+                    values[name]["instance_num"] = self.copies
             elif parameter.kind == "shared":
                 values[name] = self.shared.setdefault(name, parameter.make_shared())
         try:
@@ -147,7 +150,7 @@ def resolve(component: Component, scope: Scope, place: tuple[int, int] | None = 
         if component.filter:
             scope.check_filter(component.filter)
     where = f"node {scope.node!r}, backend {component.name}"
-    blueprint = Blueprint(component, cls, where, scope)
+    blueprint = Blueprint(component, cls, where, scope, copies=scope.copies)
     private = name_arguments(component.args, declared, where)
     _resolve_children(blueprint, declared, scope, place, private)
     for name, parameter in declared.items():

@@ -63,7 +63,7 @@ class Parameter:
         return self.annotation.__metadata__[1]
 
     def make_shared(self) -> Any:
-        """The object that all instances of a node have in common (kind "shared"): one of the annotated type."""
+        """The object that all instances of a node have in common (kind "shared"), of the annotated type."""
         return typing.get_args(self.annotation)[0]()
 
     @property

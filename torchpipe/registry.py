@@ -136,7 +136,7 @@ def original(name: str) -> Any:
 def filter_settings(text: str, find: Callable[..., tuple | None]) -> tuple[dict[str, Any], bool]:
     """The parameters of the filter that ``text`` names, and whether it wants to see every key of its node.
 
-    ``text`` is ``name`` or ``Python[name]``, and ``(k=v)`` behind it if wanted. ``find(*keys)`` gives the
+    ``text`` is ``name``, ``name(k=v)``, ``Python[name]`` or ``Python(k=v)[name]``. ``find(*keys)`` gives the
     value of the first of these keys that is set, and where.
 
     Raises:

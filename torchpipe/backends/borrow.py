@@ -1,4 +1,4 @@
-"""BorrowReplay: a fixed batch that is not full takes rows of requests that are waiting, and pays them back."""
+"""BorrowReplay: a fixed batch that is not full borrows rows of requests that wait, and pays back."""
 
 from __future__ import annotations
 
@@ -79,11 +79,11 @@ class Lending:
                 lambda: not donor.missing or self._donors.get(who) is not donor, seconds
             ):
                 raise TimeoutError(
-                    f"BorrowReplay: {donor.missing} of {donor.rows} rows of id {shown(who)} have not come back in "
-                    f"{seconds:g} s; each request that waits holds an instance, so is instance_num large enough?"
+                    f"BorrowReplay: {donor.missing} of {donor.rows} rows of id {shown(who)} not back after "
+                    f"{seconds:g} s; each request that waits holds an instance: is instance_num large enough?"
                 )
             if self._donors.get(who) is not donor:
-                raise RequestError(f"BorrowReplay: a reset dropped the rows of id {shown(who)}")
+                raise RequestError(f"BorrowReplay: the rows of id {shown(who)} were taken, or dropped")
             del self._donors[who]
             return [output for _, output in sorted(donor.returned.items())]
 
@@ -116,12 +116,11 @@ class Lending:
 
 
 def _rows(tensors: Any) -> int:
-    shapes = (
-        [getattr(tensor, "shape", ()) for tensor in tensors] if isinstance(tensors, (list, tuple)) else []
-    )
-    rows = {shape[0] if len(shape) else 0 for shape in shapes}
+    listed = tensors if isinstance(tensors, (list, tuple)) else []
+    shapes: list[tuple[int, ...]] = [tuple(getattr(tensor, "shape", ())) for tensor in listed]
+    rows = {shape[0] if shape else 0 for shape in shapes}
     if len(rows) != 1 or 0 in rows:
-        what = f"shapes {[tuple(shape) for shape in shapes]}" if shapes else shown(tensors)
+        what = f"shapes {shapes}" if shapes else shown(tensors)
         raise RequestError(f"BorrowReplay takes a list of tensors with the same number of rows, got {what}")
     return rows.pop()
 
@@ -134,11 +133,11 @@ class BorrowReplay(Backend):
 
     * ``borrow_or_insert``: ``data`` is a list of tensors with the same rows (axis 0), fewer than
       ``max_batch_size``. If they and all that are stored are still fewer, they are stored, and there is no
-      ``result``. Else ``result`` has the rows that make ``max_batch_size`` of them, the oldest first: one list
-      of tensors for each donor. The borrower's own are not stored.
+      ``result``. Else ``result`` has the rows that make ``max_batch_size`` of them, the oldest first: one
+      list of tensors for each donor. The borrower's own are not stored.
     * ``borrow_all``: ``result`` has all rows that are stored.
-    * ``set_replay``: ``data`` is a list with the outputs (a list of tensors) of each borrowed piece, ``id`` the
-      borrower's. ``result`` is ``data``.
+    * ``set_replay``: ``data`` is a list with the outputs (a list of tensors) of each borrowed piece, ``id``
+      the borrower's. ``result`` is ``data``.
     * ``get_replay``: ``id`` is a donor's. Waits until all of its rows have come back; ``result`` is a list of
       their outputs, one for each piece, in the order of the rows.
     * ``reset``: forgets everything. ``result`` is ``data``.

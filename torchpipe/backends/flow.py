@@ -226,7 +226,8 @@ class CatSplit(Backend):
         for child in (cat, split):
             if child.max != UNLIMITED or child.min != 1:
                 raise ConfigError(
-                    f"CatSplit: {child.label} takes {child.min} to {child.max} requests at once; it must take any number"
+                    f"CatSplit: {child.label} must take any number of requests at once, "
+                    f"not {child.min} to {child.max}"
                 )
         self.steps = (cat, infer, split)
         self.min, self.max = infer.min, infer.max
