@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -47,7 +47,21 @@ class Scope:
     def instances(self) -> int:
         """How many copies of what is being resolved will be built: for values written ``a;b;c``."""
         found = self.find("instance_num")
-        return self.copies or (int(float(found[0])) if found is not None else 1)
+        try:
+            return self.copies or (int(float(found[0])) if found is not None else 1)
+        except ValueError:  # a&b: what belongs to no group, such as cal_request_size_method, is built once
+            return 1
+
+    def split(self, count: int) -> list[Scope]:
+        """A scope for each of ``count`` groups: group i sees the i-th part, or the last, of ``a&b&c``."""
+
+        def part(values: dict[str, Any], i: int) -> dict[str, Any]:
+            given = {
+                key: value.split("&") if isinstance(value, str) else [value] for key, value in values.items()
+            }
+            return {key: parts[min(i, len(parts) - 1)] for key, parts in given.items()}
+
+        return [Scope(self.node, part(self.own, i), part(self.defaults, i), self.taken) for i in range(count)]
 
     @property
     def whole(self) -> dict[str, Any]:
@@ -92,17 +106,20 @@ class Blueprint:
         """Whether instances must stay on one thread: one bound backend binds all that contain it."""
         return any(part.cls.bound for part in self.walk())
 
-    def build(self, index: int, owned: list[Backend]) -> Backend:
+    def build(
+        self, index: int, owned: list[Backend], made: Callable[[Backend], None] = lambda backend: None
+    ) -> Backend:
         """Make one instance, the ``index``-th of its node.
 
         It is added to ``owned``, as are parts of it when the rest cannot be made: what has to be closed.
+        ``made`` is told of each backend in it.
 
         Raises:
             Exception: what the backend's ``__init__`` raises, with a note that names node and backend.
         """
         index = index if self.copy is None else self.copy
         mark = len(owned)
-        built = {name: _build(child, index, owned) for name, child in reversed(self.children.items())}
+        built = {name: _build(child, index, owned, made) for name, child in reversed(self.children.items())}
         values = {name: s.each[index] if s.each else s.value for name, s in self.settings.items()}
         for name, parameter in parameters_of(self.cls).items():
             if parameter.kind == "config":
@@ -123,13 +140,16 @@ class Blueprint:
         if not backend.label:
             backend.label = str(self.component)
         owned[mark:] = [backend]  # it closes its children itself
+        made(backend)
         return backend
 
 
-def _build(child: Blueprint | list[Blueprint], index: int, owned: list[Backend]) -> Any:
+def _build(
+    child: Blueprint | list[Blueprint], index: int, owned: list[Backend], made: Callable[[Backend], None]
+) -> Any:
     if isinstance(child, list):
-        return [_build(part, index, owned) for part in reversed(child)][::-1]
-    return child.build(index, owned)
+        return [_build(part, index, owned, made) for part in reversed(child)][::-1]
+    return child.build(index, owned, made)
 
 
 def resolve(component: Component, scope: Scope, place: tuple[int, int] | None = None) -> Blueprint:
