@@ -351,6 +351,12 @@ def test_each_part_is_checked():
     assert "high = ''" in refusal("Engine", instance_num=2, high="1;")
 
 
+def test_each_group_of_instances_parts_its_own_values(engines):
+    config = {"backend": "Engine&Engine", "instance_num": "2&1", "high": "1;4&8", "name": "a;b&c"}
+    Pipe(config).close()
+    assert [(engine.name, engine.max) for engine in engines] == [("a", 1), ("b", 4), ("c", 8)]
+
+
 def test_text_that_does_not_say_so_is_no_list_of_parts():
     seen = []
 

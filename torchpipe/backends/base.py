@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..errors import note
 from ..filters import Filter
 from ..request import Request
 
@@ -50,3 +51,13 @@ class Backend:
 
     def close(self) -> None:
         """Release what the backend holds; called once, when its pipe is closed."""
+
+
+def run_in_pieces(child: Backend, batch: list[Request]) -> None:
+    """Run a child that takes single requests on a batch of any size; what it raises names it."""
+    try:
+        for start in range(0, len(batch), child.max):
+            child.forward(batch[start : start + child.max])
+    except Exception as error:
+        note(error, f"while processing backend {child.label}")
+        raise

@@ -13,8 +13,8 @@ from ..errors import ConfigError, RequestError, shown
 from ..parameters import Key
 from ..registry import built_in
 from ..request import Request
-from .base import UNLIMITED, Backend
-from .keys import run_child, value_of
+from .base import UNLIMITED, Backend, run_in_pieces
+from .keys import value_of
 
 
 class Choice(Backend):
@@ -43,8 +43,8 @@ class Choice(Backend):
         parts: tuple[list[Request], list[Request]] = ([], [])
         for request in batch:
             parts[not self.wanted(request)].append(request)
-        run_child(self.first, parts[0])
-        run_child(self.second, parts[1])
+        run_in_pieces(self.first, parts[0])
+        run_in_pieces(self.second, parts[1])
 
     def close(self) -> None:
         with contextlib.ExitStack() as stack:  # each is closed, whatever another one raises

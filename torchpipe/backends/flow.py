@@ -172,35 +172,6 @@ class Sleep(Backend):
 
 
 @built_in()
-class ThrowIfNoResult(Backend):
-    """Runs its child; a request that it leaves without a ``result`` fails: ``S[ThrowIfNoResult[A],B]``.
-
-    Args:
-        inner: the backend that must give a ``result``.
-
-    Raises:
-        NoResultError: it gave none.
-
-    Example:
-        >>> run("ThrowIfNoResult[Identity]", {"data": 1})["result"]
-        1
-    """
-
-    def __init__(self, inner: Backend) -> None:
-        self.inner = inner
-        self.min, self.max, self.shared = inner.min, inner.max, inner.shared
-
-    def forward(self, batch: list[Request]) -> None:
-        self.inner.forward(batch)
-        for request in batch:
-            if "result" not in request:
-                raise NoResultError(f"{self.inner.label} gave no result")
-
-    def close(self) -> None:
-        self.inner.close()
-
-
-@built_in()
 class CatSplit(Backend):
     """Joins the requests of a batch into one, computes that, and splits the outcome: ``CatSplit[A,B,C]``.
 

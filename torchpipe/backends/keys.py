@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from ..errors import ConfigError, MissingKeyError, note, shown
+from ..errors import ConfigError, MissingKeyError, shown
 from ..parameters import BracketText, Key
 from ..registry import built_in
 from ..request import Request
@@ -20,16 +20,6 @@ def value_of(request: Request, key: str, who: str) -> Any:
     except KeyError:
         keys = ", ".join(map(repr, request)) or "none"
         raise MissingKeyError(f"{who} needs the key {key!r} in the request; its keys: {keys}") from None
-
-
-def run_child(child: Backend, batch: list[Request]) -> None:
-    """Run a child on a batch of any size, in pieces of its own limit; what it raises names it."""
-    try:
-        for start in range(0, len(batch), child.max):
-            child.forward(batch[start : start + child.max])
-    except Exception as error:
-        note(error, f"while processing backend {child.label}")
-        raise
 
 
 def _pairs(text: str, who: str) -> dict[str, str]:
@@ -278,54 +268,3 @@ class KeyA2KeyB(_Shared):
             value = value_of(request, self.key_a, "KeyA2KeyB")
             request["result"] = request["data"]
             request[self.key_b] = value
-
-
-@built_in()
-class Result2Key(Backend):
-    """Runs its child and keeps what it found under another key; ``result`` = ``data`` as before the child.
-
-    A request that the child leaves without a ``result`` stays without.
-
-    Args:
-        inner: the backend to run.
-        key: where its ``result`` goes.
-
-    Example:
-        >>> run("Result2Key[Identity]", {"data": 3}, key="copy")["copy"]
-        3
-    """
-
-    def __init__(self, inner: Backend = "Identity", key: Key = "key") -> None:  # type: ignore[assignment]
-        self.inner, self.key = inner, key
-        self.min, self.max, self.shared = inner.min, inner.max, inner.shared
-
-    def forward(self, batch: list[Request]) -> None:
-        before = [request["data"] for request in batch]
-        run_child(self.inner, batch)
-        for request, data in zip(batch, before, strict=True):
-            request["data"] = data
-            if "result" in request:
-                request[self.key] = request["result"]
-                request["result"] = data
-
-    def close(self) -> None:
-        self.inner.close()
-
-
-@built_in()
-class Result2Other(Result2Key):
-    """Runs its child and keeps what it found under another key; ``result`` = ``data`` as before the child.
-
-    A request that the child leaves without a ``result`` stays without.
-
-    Args:
-        inner: the backend to run.
-        other: where its ``result`` goes.
-
-    Example:
-        >>> run("Result2Other[Identity]", {"data": 3})["other"]
-        3
-    """
-
-    def __init__(self, inner: Backend = "Identity", other: Key = "other") -> None:  # type: ignore[assignment]
-        super().__init__(inner, other)

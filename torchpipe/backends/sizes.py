@@ -14,7 +14,7 @@ from ..parameters import Count
 from ..ranges import cover, first_gap
 from ..registry import built_in
 from ..request import Request
-from .base import UNLIMITED, Backend
+from .base import UNLIMITED, Backend, run_in_pieces
 
 
 def _takes_single(inner: Backend, who: str) -> None:
@@ -42,9 +42,7 @@ class Max(Backend):
         self.inner, self.max, self.shared = inner, max, inner.shared
 
     def forward(self, batch: list[Request]) -> None:
-        step = self.inner.max
-        for start in range(0, len(batch), step):
-            self.inner.forward(batch[start : start + step])
+        run_in_pieces(self.inner, batch)
 
     def close(self) -> None:
         self.inner.close()
