@@ -398,3 +398,29 @@ def test_a_class_may_ask_for_every_key_of_its_node():
 
     register_filter(Curious)
     assert run({"backend": "S[a,(Curious)b]", "anything": 5})["saw"] == 5
+
+
+def test_inside_a_batch_each_request_has_its_own_status():
+    sizes = []
+
+    def forward(self, batch):
+        sizes.append(len(batch))
+        for request in batch:
+            request["result"] = request["data"] + "d"
+
+    register_backend(type("d", (Backend,), {"forward": forward, "max": 8}))
+    asked = ["SerialSkip", "Run", "SubGraphSkip", "Skip", "Break", "Run"]
+    requests = [{"data": "", "filter": status} for status in asked]
+    with Pipe({"Interpreter::backend": "S[Identity,(if)d,b]"}) as pipe:
+        pipe(requests)
+    assert [request["result"] for request in requests] == ["", "db", "", "b", "", "db"]
+    assert sizes == [2]
+
+
+def test_error_inside_a_batch_fails_its_request_alone_and_says_where():
+    requests = [{"data": "", "filter": status} for status in ("Run", "Error", "Run")]
+    with Pipe({"backend": "S[a,(if)b]"}) as pipe, pytest.raises(FilterError) as caught:
+        pipe(requests)
+    assert [request.get("result") for request in requests] == ["b", None, "b"]
+    assert "the filter in front of (if)b answered Status.Error" in str(caught.value)
+    assert "node 'node'" in " ".join(getattr(caught.value, "__notes__", [str(caught.value)]))
