@@ -329,7 +329,12 @@ def test_a_node_may_repeat_its_own_name():
         ),
         ({"instance_nun": 5}, "takes 'instance_nun'. Did you mean 'instance_num' or 'instances_grp'?"),
         ({"backend": "Sleep(tme=5)"}, "backend Sleep: unknown parameter 'tme'. Did you mean 'time'?"),
-        ({"backend": "Sleep(5)"}, "backend Sleep: (5) lacks the parameter's name. Known: time."),
+        ({"backend": "Sleep(5,6)"}, "backend Sleep: no parameter is left for (6). Known: time."),
+        ({"backend": "Identity(5)"}, "backend Identity: no parameter is left for (5). There are none."),
+        (
+            {"backend": "ResizeMat(resize_h=5,6)"},
+            "backend ResizeMat: (6) lacks the parameter's name. Known: resize_h, resize_w.",
+        ),
         ({"backend": "Identity(k=5)"}, "backend Identity: unknown parameter 'k'. There are none."),
         ({"a": {}, "global": {"time": 5}}, "global: no component of any node takes 'time'"),
         (

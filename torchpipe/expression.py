@@ -87,7 +87,8 @@ class _TreeBuilder(lark.Transformer):
         return parts[0]
 
     def args(self, pairs):
-        if len({key for key, _ in pairs}) != len(pairs):
+        named = [key for key, _ in pairs if key]
+        if len(set(named)) != len(named):
             raise ConfigError("a parameter is given twice between the parentheses")
         return tuple(pairs)
 
