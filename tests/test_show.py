@@ -93,9 +93,15 @@ def test_a_flat_configuration_is_one_box():
 def test_the_picture_has_every_word_and_line():
     svg = picture(outline(FORK))
     found = texts(svg)
-    assert {*FORK, "S[DecodeMat,Identity]", "filter or", "result → texts", "from decode", "from part"} <= set(
-        found
-    )
+    assert {
+        *FORK,
+        "S[DecodeMat,Identity]",
+        "filter or",
+        "result → texts",
+        "color",
+        "from decode",
+        "from part",
+    } <= set(found)
     kinds = [path.get("class") for path in svg.iter("path") if path.get("class")]
     assert sorted(kinds) == ["arrow jump", "arrow map", *["arrow next"] * 5]
 

@@ -136,8 +136,9 @@ def _label(svg: Xml.Element, arrow: Arrow, points: list[Point]) -> None:
     # on the last stretch of the curve, a third down it, where arrows to one node are still apart
     x, y = 0.78 * x0 + 0.22 * x1, 0.66 * y0 + 0.34 * y1 - (len(arrow.label) - 2) * LABEL_LINE / 2
     for i, pair in enumerate(arrow.label):
+        theirs, _, ours = pair.partition(":")
         at = {"x": f"{x:.1f}", "y": f"{y + i * LABEL_LINE:.1f}", "class": "label", "text-anchor": "middle"}
-        _text(svg, "text", pair.replace(":", " → ", 1), at)
+        _text(svg, "text", theirs if theirs == ours else f"{theirs} → {ours}", at)
 
 
 def _downwards(points: list[Point]) -> str:
