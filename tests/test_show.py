@@ -154,7 +154,7 @@ def test_a_page_loads_nothing_and_runs_nothing(tmp_path):
 
 def hostile() -> Outline:
     boxes = {HOSTILE: Box(HOSTILE, "]]></style>", (HOSTILE,), (HOSTILE,)), "end": Box("end", 'B"]')}
-    return Outline(boxes, [Arrow(HOSTILE, "end", "next", (HOSTILE,))], [[HOSTILE, "end"]])
+    return Outline(boxes, [Arrow(HOSTILE, "end", "next", (f"{HOSTILE}:{HOSTILE}",))], [[HOSTILE, "end"]])
 
 
 def test_words_of_the_configuration_are_never_markup():
