@@ -69,39 +69,37 @@ class DBBoxes(Backend):
         islands = (probability > self.thresh).view(np.uint8)
         mask = cv2.dilate(islands, DILATION) if self.use_dilation else islands
         contours, _ = cv2.findContours(mask, cv2.RETR_LIST, cv2.CHAIN_APPROX_SIMPLE)
-        scale = np.array([width, height], np.float32), np.array(probability.shape[::-1], np.float32)
-        boxes, scores = [], []
-        for contour in contours[: self.max_candidates]:
-            box, score = self._box(contour, probability, *scale)
-            if box is not None:
-                box = np.clip(_from_top_left(box), 0, (width - 1, height - 1)).astype(np.float32)
-                sides = np.linalg.norm(box[0] - box[1]), np.linalg.norm(box[0] - box[3])
-                if int(min(sides)) > SMALLEST:
-                    boxes.append(box)
-                    scores.append(score)
-        order = reading_order(boxes)
-        request["result"] = [boxes[i] for i in order]
-        request["scores"] = [scores[i] for i in order]
+        found = [
+            box
+            for contour in contours[: self.max_candidates]
+            if (box := self._box(contour, probability, (height, width))) is not None
+        ]
+        order = reading_order([box for box, _ in found])
+        request["result"] = [found[i][0] for i in order]
+        request["scores"] = [found[i][1] for i in order]
 
-    def _box(self, contour: Any, probability: Any, size: Any, map_size: Any) -> tuple[Any, float]:
-        """The box of one island in whole pixels of the image, and its score; no box if it is no text."""
+    def _box(
+        self, contour: Any, probability: np.ndarray, size: tuple[int, int]
+    ) -> tuple[np.ndarray, float] | None:
+        """The box of one island in whole pixels of the image, and its score; None if it is no text."""
         points, side = _rectangle(contour)
         if side < SMALLEST:
-            return None, 0.0
-        score = (
-            _mean_inside(probability, np.floor(points), np.ceil(points), points)
-            if self.fast
-            else (_mean_inside(probability, contour[:, 0], contour[:, 0], contour[:, 0]))
-        )
-        if score < self.box_thresh:
-            return None, score
-        grown = self._grow(points)
+            return None
+        if self.fast:
+            score = _mean_inside(probability, np.floor(points), np.ceil(points), points)
+        else:
+            score = _mean_inside(probability, contour[:, 0], contour[:, 0], contour[:, 0])
+        grown = self._grow(points) if score >= self.box_thresh else None
         if grown is None:
-            return None, score
+            return None
         points, side = _rectangle(grown)
         if side < SMALLEST + 2:
-            return None, score
-        return np.clip(np.round(points / map_size * size), 0, size).astype(np.int32), score
+            return None
+        full = np.array(size[::-1], np.float32)
+        scaled = np.clip(np.round(points / np.array(probability.shape[::-1], np.float32) * full), 0, full)
+        box = np.minimum(_from_top_left(scaled), full - 1)
+        sides = np.linalg.norm(box[0] - box[1]), np.linalg.norm(box[0] - box[3])
+        return (box, score) if int(min(sides)) > SMALLEST else None
 
     def _grow(self, points: np.ndarray) -> np.ndarray | None:
         x, y = points.astype(np.float64).T
