@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 from ..errors import optional
 from .outline import Arrow, Outline
 
 Point = tuple[float, float]
+Part = tuple[dict[str, "Place"], list[tuple[Arrow, list[Point]]]]
 
 BETWEEN, BELOW, AROUND = 36, 56, 28  # pixels between boxes of a layer, between layers, around a part
 LABEL_LINE = 15
@@ -100,9 +102,7 @@ def lay_out(outline: Outline, sizes: dict[str, Point]) -> Layout:
     return layout
 
 
-def _lay_out_part(
-    part: list[str], arrows: list[Arrow], sizes: dict[str, Point]
-) -> tuple[dict[str, Place], list[tuple[Arrow, list[Point]]]]:
+def _lay_out_part(part: list[str], arrows: list[Arrow], sizes: dict[str, Point]) -> Part:
     graphs = optional("grandalf.graphs", "show")
     layouts: Any = optional("grandalf.layouts", "show")
     vertices = {name: graphs.Vertex(name) for name in part}
@@ -115,7 +115,7 @@ def _lay_out_part(
         (core,) = graphs.Graph(list(vertices.values()), edges).C
         sugiyama = layouts.SugiyamaLayout(core)
         sugiyama.xspace = BETWEEN
-        sugiyama.yspace = BELOW + LABEL_LINE * max(len(arrow.label) for arrow in arrows)
+        sugiyama.yspace = BELOW
         sugiyama.route_edge = lambda edge, points: None
         sugiyama.init_all(roots=[vertices[part[0]]])
         sugiyama.draw(8)
@@ -123,7 +123,25 @@ def _lay_out_part(
     for name, vertex in vertices.items():
         (x, y), (width, height) = vertex.view.xy, sizes[name]
         boxes[name] = Place(x, y, width, height)
-    return boxes, [(arrow, edge.view.points) for arrow, edge in zip(arrows, edges, strict=True)]
+    return _make_room(boxes, [(arrow, edge.view.points) for arrow, edge in zip(arrows, edges, strict=True)])
+
+
+def _make_room(boxes: dict[str, Place], ways: list[tuple[Arrow, list[Point]]]) -> Part:
+    """Move each layer down, and all below it, by what the labels of the arrows that reach it need."""
+    middles = sorted({round(place.y, 3) for place in boxes.values()})
+    lines = dict.fromkeys(middles, 0)
+    for arrow, _ in ways:
+        middle = round(boxes[arrow.end].y, 3)
+        lines[middle] = max(lines[middle], len(arrow.label))
+    moved = dict(zip(middles, accumulate(count * LABEL_LINE for count in lines.values()), strict=True))
+
+    def lower(y: float) -> float:
+        return y + moved[round(y, 3)]
+
+    return (
+        {name: Place(place.x, lower(place.y), place.width, place.height) for name, place in boxes.items()},
+        [(arrow, [(x, lower(y)) for x, y in points]) for arrow, points in ways],
+    )
 
 
 def _spread_ends(layout: Layout) -> None:
