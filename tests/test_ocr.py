@@ -1,5 +1,6 @@
 """The OCR example reads what rapidocr reads with the same networks, picture by picture and all at once."""
 
+import importlib.util
 import sys
 from pathlib import Path
 from xml.etree import ElementTree
@@ -12,15 +13,24 @@ from hypothesis import strategies as st
 from threads import all_at_once
 
 import torchpipe
+from torchpipe import registry
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "examples" / "ocr" / "README.md"
 sys.path.insert(0, str(ROOT / "examples" / "ocr"))
 
 rapidocr = pytest.importorskip("rapidocr")
-import backends  # noqa: E402
-import run  # noqa: E402
+import ocr_backends as backends  # noqa: E402
 from rapidocr.utils.process_img import get_rotate_crop_image  # noqa: E402
+
+specification = importlib.util.spec_from_file_location("ocr_run", ROOT / "examples" / "ocr" / "run.py")
+run = importlib.util.module_from_spec(specification)
+specification.loader.exec_module(run)
+
+BACKENDS = [
+    one for one in vars(backends).values() if isinstance(one, type) and issubclass(one, torchpipe.Backend)
+]
+registry.unregister(*(backend.__name__ for backend in BACKENDS))  # other modules' tests do without them
 
 NAMES = ("chinese.png", "latin.png", "page.png", "signs.jpg", "officer.jpg")
 
@@ -46,10 +56,11 @@ def theirs(engine, pictures):
 
 @pytest.fixture(scope="module")
 def pipe():
-    for backend in vars(backends).values():  # a test before this one may have forgotten them
-        if isinstance(backend, type) and issubclass(backend, torchpipe.Backend):
-            torchpipe.register_backend(backend)
-    with torchpipe.pipe(run.configuration()) as pipe:
+    for backend in BACKENDS:
+        torchpipe.register_backend(backend)
+    pipe = torchpipe.pipe(run.configuration())
+    registry.unregister(*(backend.__name__ for backend in BACKENDS))
+    with pipe:
         yield pipe
 
 

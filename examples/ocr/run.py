@@ -10,8 +10,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-import backends  # noqa: F401  # registers what the configuration names
 import numpy as np
+import ocr_backends  # noqa: F401  # registers what the configuration names
 
 import torchpipe
 
