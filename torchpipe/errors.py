@@ -37,6 +37,24 @@ class PipeClosedError(TorchpipeError, RuntimeError):
     """The pipe was closed, or belongs to the process that this one was forked from."""
 
 
+class DeadlineError(TorchpipeError, TimeoutError):
+    """A request was not done in time; what still ran for it was dropped."""
+
+
+class OverloadedError(TorchpipeError, RuntimeError):
+    """There is no room for one more request.
+
+    Attributes:
+        retry_after: seconds until there should be room, at the present rate.
+    """
+
+    retry_after: float = 0.0
+
+
+class StuckError(TorchpipeError, RuntimeError):
+    """An instance ran longer than ``stuck_after`` allows; the message shows what its thread was doing."""
+
+
 class ReentryError(TorchpipeError, RuntimeError):
     """A backend called the node that it is running in, while no other instance of it was free."""
 

@@ -28,6 +28,9 @@ class NodeOptions:
     instance_num: Annotated[int, Field(ge=1, le=1024)] = 1
     batching_timeout: Annotated[float, Field(ge=0, le=3_600_000, allow_inf_nan=False)] = 0.0
     on_error: Literal["split", "batch"] = "split"
+    max_queue: Annotated[int, Field(ge=0)] = 0
+    priority_ageing: Annotated[float, Field(ge=0, le=3_600_000, allow_inf_nan=False)] = 0.0
+    stuck_after: Annotated[float, Field(ge=0, le=86_400_000, allow_inf_nan=False)] = 0.0
     scheduler: Weighing = ""
     number_factor: Annotated[float, Field(gt=0, le=1024)] = 1.5
     cal_request_size_method: str = ""

@@ -71,6 +71,7 @@ class Journey:
         "_live",
         "_lock",
         "_needs",
+        "at",
         "route",
     )
 
@@ -90,6 +91,7 @@ class Journey:
         self._ended = False
         self._error: BaseException | None = None
         self._final: Request = {}
+        self.at = route.start.name  # the node that it came to last
 
     def start(self, request: Request) -> list[Branch]:
         """The branches that can run at once. The filter and map of the first node are not asked."""
@@ -164,6 +166,7 @@ class Journey:
 
     def _enter(self, target: Node, source: Node, request: Request, passed: list) -> list[Branch]:
         """Ask the map and the filter of ``target``; what is skipped goes to ``passed``."""
+        self.at = target.name
         try:
             if target.mapping is not None:
                 request = target.mapping.apply(self._left)

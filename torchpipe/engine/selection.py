@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from typing import Union
 
 from ..backends.base import Backend
 from ..errors import RequestError, shown
 from ..request import TASK_REQUEST_SIZE_KEY, Request
 from .instance import Instance
+from .priority import PriorityQueue
 from .ticket import Ticket
 
 SCORE_KEY = "_sort_score"
+
+Queue = Union[deque[Ticket], PriorityQueue]
 
 
 class InOrder:
@@ -24,7 +28,7 @@ class InOrder:
         """How large a batch to take for an instance while ``waiting`` requests wait."""
         return instance.costs.best_size(waiting, instance.max)
 
-    def take(self, pending: deque[Ticket], room: int) -> tuple[list[Ticket], list[Ticket]]:
+    def take(self, pending: Queue, room: int) -> tuple[list[Ticket], list[Ticket]]:
         """Take up to ``room`` requests out of ``pending``: those to run, and those that are over."""
         tickets: list[Ticket] = []
         dropped: list[Ticket] = []
@@ -72,7 +76,7 @@ class ByWeight(InOrder):
     def room(self, instance: Instance, waiting: int) -> int:
         return instance.max
 
-    def take(self, pending: deque[Ticket], room: int) -> tuple[list[Ticket], list[Ticket]]:
+    def take(self, pending: Queue, room: int) -> tuple[list[Ticket], list[Ticket]]:
         tickets: list[Ticket] = []
         dropped: list[Ticket] = []
         with self._lock:  # what does not fit is put back in front, before anybody takes what came after it
@@ -116,7 +120,7 @@ class Similar(InOrder):
         except (TypeError, ValueError):
             raise RequestError(f"{SCORE_KEY} = {shown(score)}: must be a number") from None
 
-    def take(self, pending: deque[Ticket], room: int) -> tuple[list[Ticket], list[Ticket]]:
+    def take(self, pending: Queue, room: int) -> tuple[list[Ticket], list[Ticket]]:
         with self._lock:  # what is not taken is put back in front, before anybody takes what came after it
             waiting, dropped = super().take(pending, max(room, int(room * self._factor)))
             if len(waiting) <= room:
