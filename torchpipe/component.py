@@ -59,6 +59,12 @@ class Scope:
             given = {
                 key: value.split("&") if isinstance(value, str) else [value] for key, value in values.items()
             }
+            for key, parts in given.items():
+                if len(parts) > count:
+                    raise ConfigError(
+                        f"node {self.node!r}: {key} = {shown(values[key])} has {len(parts)} parts for {count} "
+                        "groups"
+                    )
             return {key: parts[min(i, len(parts) - 1)] for key, parts in given.items()}
 
         return [Scope(self.node, part(self.own, i), part(self.defaults, i), self.taken) for i in range(count)]

@@ -90,13 +90,13 @@ def lender_of(scope: Scope, nodes: dict[str, dict[str, Any]]) -> str:
         raise ConfigError(
             f"node {name!r}: borrow_from = {shown(borrowed)} is no node. {nearest(str(borrowed), nodes)}"
         )
-    if borrowed != name and ("." in borrowed or nodes[borrowed].get("borrow_from")):
+    if borrowed == name:
+        raise ConfigError(f"node {name!r} cannot borrow from itself")
+    if "." in borrowed or nodes[borrowed].get("borrow_from"):
         raise ConfigError(
             f"node {name!r}: borrow_from = {borrowed!r}, which has no instances of its own; "
             "name the node that has"
         )
-    if borrowed == name:
-        raise ConfigError(f"node {name!r} cannot borrow from itself")
     return borrowed
 
 

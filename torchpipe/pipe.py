@@ -16,13 +16,13 @@ from typing import Any
 
 from .backends.base import UNLIMITED
 from .config import changed, load
-from .engine.branch import enqueue
 from .engine.calls import Calls
 from .engine.entrance import Entrance, deadline_of
-from .engine.journey import travel, walk
+from .engine.journey import walk
 from .engine.node import Route
 from .engine.nodes import Nodes
 from .engine.outcome import Outcome
+from .engine.sending import enqueue, travel
 from .engine.stage import Stage
 from .engine.unscheduled import Unscheduled
 from .errors import ConfigError, PipeClosedError, ReentryError, RequestError

@@ -28,7 +28,7 @@ class Alarm:
 
     def set(self, outcome: Outcome) -> None:
         """Have ``outcome`` expire at its deadline, if it has one."""
-        if outcome.deadline is None or outcome.deadline == math.inf:
+        if outcome.deadline is None:
             return
         tick = math.ceil(outcome.deadline / TICK)
         with self._changed:
@@ -43,7 +43,7 @@ class Alarm:
 
     def forget(self, outcome: Outcome) -> None:
         """It is over; there is nothing to wait for."""
-        if outcome.deadline is None or outcome.deadline == math.inf:
+        if outcome.deadline is None:
             return
         with self._changed:
             self._due.get(math.ceil(outcome.deadline / TICK), set()).discard(outcome)

@@ -37,9 +37,13 @@ class BoundThread:
         """Start serving batches of ``stage``."""
         self._batches.put(stage)
 
+    def retire(self) -> None:
+        """End the thread when it has done what it has."""
+        self._batches.put(None)
+
     def close(self) -> None:
         """End the thread and wait for it."""
-        self._batches.put(None)
+        self.retire()
         if self._thread is not threading.current_thread():
             self._thread.join()
 

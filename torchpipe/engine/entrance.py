@@ -17,10 +17,11 @@ from ..graph import Graph
 from ..request import Request
 from .admission import Admission, size_of
 from .alarm import Alarm
-from .branch import Branch, enqueue
+from .journey import Step
 from .node import Route
 from .nodes import Nodes
 from .outcome import Outcome
+from .sending import drop, enqueue, merged
 from .ticket import Ticket
 
 
@@ -157,7 +158,7 @@ class Entrance:
             self._nodes.pool.grow()  # if the system has no thread left this is the time to say so
             if prepared is None:  # else it was let in before
                 self.refuse_closed()
-            branches: list[Branch] = []
+            steps: list[Step] = []
             for index, (request, route) in enumerate(prepared or map(self.prepare, given)):
                 request.pop("event", None)
                 left = functools.partial(self._count_out, counted[index])
@@ -174,8 +175,8 @@ class Entrance:
                 outcomes.append(outcome)
                 if alarm:
                     self.alarm.set(outcome)
-                branches += outcome.start(request, route)
-            tickets = [Ticket(branch.request, branch) for branch in branches]
+                steps += outcome.start(request, route)
+            tickets = [Ticket(branch.request, branch) for branch in merged(steps)]
             send_on(tickets)
         except BaseException:  # an interrupt, too: what nobody has taken yet is counted out here
             for outcome in outcomes:
@@ -186,7 +187,7 @@ class Entrance:
             for ticket in tickets or ():
                 if ticket.claim():
                     assert ticket.branch is not None
-                    ticket.branch.drop()
+                    drop(ticket.branch)
             raise
         return outcomes
 
@@ -200,12 +201,19 @@ class Entrance:
             self.admission.leave(size)
 
 
+FAR = 1e9
+"""Seconds after which a deadline is none: clocks and locks do not count that far."""
+
+
 def deadline_of(request: Request, timeout: float | None) -> float | None:
-    """When a request must be done, on the clock of ``time.monotonic()``."""
-    deadline = request.get("deadline")
-    if deadline is not None and (not isinstance(deadline, (int, float)) or math.isnan(deadline)):
-        raise RequestError(f"deadline = {shown(deadline)}: must be a number, such as time.monotonic() + 0.5")
-    if timeout is None:
-        return deadline
-    by_timeout = time.monotonic() + timeout
-    return by_timeout if deadline is None else min(deadline, by_timeout)
+    """When a request must be done, on the clock of ``time.monotonic()``; None: whenever it is.
+
+    Raises:
+        RequestError: ``deadline`` in the request is no number.
+    """
+    now = time.monotonic()
+    given = request.get("deadline")
+    if given is not None and (not isinstance(given, (int, float)) or math.isnan(given)):
+        raise RequestError(f"deadline = {shown(given)}: must be a number, such as time.monotonic() + 0.5")
+    ends = [end for end in (given, None if timeout is None else now + timeout) if end is not None]
+    return max(min(ends), 0.0) if ends and min(ends) < now + FAR else None

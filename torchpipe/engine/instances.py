@@ -41,6 +41,10 @@ class Instances:
                 self.stages = [Unscheduled(node.name, backend, pool)]
             else:
                 instances = self._build_all()
+                if len(node.groups) > 1 and any(isinstance(one.backend, Jump) for one in instances):
+                    raise ConfigError(
+                        f"node {node.name!r}: a Jump needs no instances, so '&' makes no sense here"
+                    )
                 for part in node.partition:
                     self.stages.append(self._make_stage([instances[number] for number in part]))
         except BaseException:
@@ -64,12 +68,14 @@ class Instances:
         """Build another one like ``instance``, whose thread is stuck, for the same stage."""
         build = self._builders.pop(instance)
         self._backends.remove(instance.backend)  # it cannot be closed while its thread is inside
+        old = stage.threads.pop(instance, None)
+        if old is not None:
+            self._threads.remove(old)  # nobody waits for it at the end
+            old.retire()
         new = self._build(build)
-        if instance in stage.threads:
-            thread = self._threads[-1]
-            stage.threads[new] = thread
-            thread.attach(stage)
-            self._threads.remove(stage.threads.pop(instance))  # nobody waits for it at the end
+        if old is not None:
+            stage.threads[new] = self._threads[-1]
+            self._threads[-1].attach(stage)
         return new
 
     def _build_all(self) -> list[Instance]:
@@ -137,7 +143,15 @@ class Instances:
                 f"node {self._node.name!r}: requests are weighed against one limit, but its instances have "
                 f"{' and '.join(map(str, limits))}"
             )
-        return ByWeight(limits[0], weigh.build(0, self._backends, self._made()) if weigh else None)
+        if weigh is None:
+            return ByWeight(limits[0], None)
+        weigher = weigh.build(0, self._backends, self._made())
+        if not weigher.shared:
+            raise ConfigError(
+                f"node {self._node.name!r}: cal_request_size_method = {weigher.label!r} is called by several "
+                "threads at once; say shared = True in its class if it allows that"
+            )
+        return ByWeight(limits[0], weigher)
 
 
 def _check_ranges(instances: list[Instance]) -> None:

@@ -15,11 +15,11 @@ from ..mapping import Mapping
 from ..node_config import NodeConfig
 from ..registry import make_filter
 from ..request import Request
-from .branch import Branch, send
 from .instances import Instances
-from .journey import Journey
+from .journey import Journey, Step
 from .node import Node, Route
 from .pool import Pool, waiting
+from .sending import send
 from .stage import Stage
 from .unscheduled import Unscheduled
 from .watchdog import Watchdog
@@ -167,17 +167,17 @@ def _call(route: Route, parts: list[Request]) -> list[Outcome]:
     outcomes: list[Outcome] = [({}, None)] * len(parts)
     left = threading.Semaphore(0)
 
-    def done(index: int, part: Request, error: BaseException | None) -> list[Branch]:
+    def done(index: int, part: Request, error: BaseException | None) -> list[Step]:
         outcomes[index] = part, error
         left.release()
         return []
 
     for node in route.everything():
         node.stage.refuse_reentry()
-    branches: list[Branch] = []
+    steps: list[Step] = []
     for i, part in enumerate(parts):
-        branches += Journey(route, functools.partial(done, i)).start(part)
-    send(branches)
+        steps += Journey(route, functools.partial(done, i)).start(part)
+    send(steps)
     with waiting():
         for _ in parts:
             left.acquire()  # ended by each part's done

@@ -9,8 +9,7 @@ from typing import Any
 
 from ..errors import DeadlineError
 from ..request import Request
-from .branch import Branch
-from .journey import Journey
+from .journey import Journey, Step
 from .node import Route
 
 
@@ -47,8 +46,8 @@ class Outcome:
         self._settled = threading.Lock()  # held for ever by whoever settles it
         self._journey: Journey | None = None
 
-    def start(self, request: Request, route: Route) -> list[Branch]:
-        """The branches with which the request begins its way."""
+    def start(self, request: Request, route: Route) -> list[Step]:
+        """The steps with which the request begins its way."""
         self._journey = Journey(route, self._arrived, self.over)
         return self._journey.start(request)
 
@@ -87,13 +86,15 @@ class Outcome:
         place = f"; it had come to node {where!r}" if where else ""
         return DeadlineError(f"the request was not done within {monotonic() - self._started:.3f} s{place}")
 
-    def _arrived(self, computed: Request, error: BaseException | None) -> list[Branch]:
+    def _arrived(self, computed: Request, error: BaseException | None) -> list[Step]:
         """Nothing runs for it any more: send it on its way again, or settle it."""
-        if error is None and computed and not self.over():
+        if error is None and computed:
             try:
                 route = self._again(computed)
-                if route is not None:
+                if route is not None and not self.over():
                     return self.start(computed, route)
+                if route is not None:
+                    computed = {}  # it was not done
             except BaseException as raised:
                 error = raised
         if error is None and not computed and self._late():

@@ -21,7 +21,7 @@ def rank(request: Request, arrived: float, ageing: float) -> float:
     requests never changes while they wait, and nobody waits for ever.
     """
     priority = request.get(KEY, 0)
-    if not isinstance(priority, (int, float)):
+    if not isinstance(priority, (int, float)) or priority != priority:
         raise RequestError(f"{KEY} = {shown(priority)}: must be a number")
     return arrived - priority * ageing
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections import deque
 from typing import Union
@@ -51,7 +52,7 @@ class ByWeight(InOrder):
 
     Args:
         limit: the largest sum that a batch may have.
-        weigh: a backend that computes ``request_size``; called by several threads at once.
+        weigh: a backend that computes ``request_size``; its ``shared`` says that several threads may call it.
     """
 
     def __init__(self, limit: int, weigh: Backend | None) -> None:
@@ -60,14 +61,17 @@ class ByWeight(InOrder):
 
     def admit(self, ticket: Ticket) -> None:
         if self._weigh is not None:
-            self._weigh.forward([ticket.request])
+            weighed = ticket.request.copy()  # what else the backend writes stays out of the request
+            self._weigh.forward([weighed])
+            if TASK_REQUEST_SIZE_KEY in weighed:
+                ticket.request[TASK_REQUEST_SIZE_KEY] = weighed[TASK_REQUEST_SIZE_KEY]
         ticket.weight = self._weight(ticket.request)
 
     def _weight(self, request: Request) -> int:
         given = request.get(TASK_REQUEST_SIZE_KEY, 1)
         try:
-            weight = int(given)
-        except (TypeError, ValueError, OverflowError):
+            weight = operator.index(int(given) if isinstance(given, str) else given)
+        except (TypeError, ValueError):
             raise RequestError(f"request_size = {shown(given)}: must be a whole number") from None
         if not 1 <= weight <= self._limit:
             raise RequestError(f"request_size = {weight}: this node takes 1 to {self._limit} in one batch")
@@ -117,7 +121,9 @@ class Similar(InOrder):
         score = ticket.request.get(SCORE_KEY, ticket.arrived)
         try:
             ticket.score = float(score)
-        except (TypeError, ValueError):
+            if ticket.score != ticket.score:
+                raise ValueError
+        except (TypeError, ValueError, OverflowError):
             raise RequestError(f"{SCORE_KEY} = {shown(score)}: must be a number") from None
 
     def take(self, pending: Queue, room: int) -> tuple[list[Ticket], list[Ticket]]:

@@ -10,19 +10,23 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from ..backends.base import UNLIMITED
 from ..errors import OverloadedError, ReentryError, note
 from ..request import Request
 from .batching import Patience
 from .bound import BoundThread
-from .branch import go_on
 from .free import FreeByRange
 from .instance import Instance, own_copy
 from .pool import Pool, waiting
 from .priority import PriorityQueue, rank
 from .selection import InOrder, Queue
+from .sending import drop, go_on
 from .ticket import Ticket
+
+if TYPE_CHECKING:
+    from .journey import Journey
 
 QUICK = 50e-6
 """A caller runs batches of fewer seconds than this for others too: waking a thread costs as much."""
@@ -77,17 +81,22 @@ class Stage:
         self._looks = bool(rules.selection or rules.ageing or rules.max_queue)  # at requests that come
         uniform = len({(instance.max, instance.min) for instance in instances}) == 1
         self.free: deque[Instance] | FreeByRange = deque(instances) if uniform else FreeByRange(instances)
-        self._pop_fitting: Callable[[int], Instance] = (
-            self.free.pop if isinstance(self.free, FreeByRange) else lambda size: self.free.pop()
-        )
+        if isinstance(self.free, FreeByRange):
+            self._pop_fitting: Callable[[int], Instance] = self.free.pop
+            self._can_run: Callable[[int], bool] = self.free.fits
+        else:
+            self._pop_fitting, self._can_run = (lambda size: self.free.pop()), (lambda size: bool(self.free))
         self._collecting: threading.Lock | None = None  # the bell of a batch that waits for company
         self._enough = 1  # how many must have come for an arrival to ring it
         self._pop_free = iter(self.free.pop, None)
 
     # Requests come in
 
-    def run(self, request: Request) -> None:
-        """Run one request in the caller's thread, or wait while another thread runs it."""
+    def run(self, request: Request, journey: Journey | None = None) -> None:
+        """Run one request in the caller's thread, or wait while another thread runs it.
+
+        If its ``journey``, where it is on one, is over before its turn comes, it is not run.
+        """
         try:
             instance, wait = None, False
             if self.timeout:
@@ -101,14 +110,14 @@ class Stage:
                 except IndexError:
                     pass
             if instance is None:
-                return self._run_queued(request)
+                return self._run_queued(request, journey)
             try:
                 wait = self.timeout > 0 and self.patience.wait(1, perf_counter(), instance.costs) > 0
                 error = None if wait else instance.execute_one(request)
             finally:
                 self.free.append(instance)
             if wait:
-                return self._run_queued(request)
+                return self._run_queued(request, journey)
             if self.pending:
                 self.dispatch()
             if error is not None:
@@ -130,7 +139,7 @@ class Stage:
         if self.successor is not None:
             self._hand_over()
         self._ring()
-        if self.free:
+        if self._can_run(len(self.pending)):
             self.pool.put(self.dispatch)
 
     def _admitted(self, tickets: list[Ticket]) -> list[Ticket]:
@@ -168,8 +177,8 @@ class Stage:
         error.retry_after = after
         return error
 
-    def _run_queued(self, request: Request) -> None:
-        ticket = Ticket(request)
+    def _run_queued(self, request: Request, journey: Journey | None) -> None:
+        ticket = Ticket(request, journey=journey)
         if self._looks and (error := self._refusal(ticket)) is not None:
             raise error
         self.refuse_reentry()
@@ -194,7 +203,7 @@ class Stage:
 
     def refuse_reentry(self) -> None:
         """Raise ReentryError where the current thread would wait for the instance that it is running."""
-        if not self.free and self.runs_here():
+        if not self._can_run(1) and self.runs_here():
             raise ReentryError(
                 f"node {self.name!r} was called from inside its own backend and has no other free instance; "
                 "call another node, or raise instance_num"
@@ -357,8 +366,10 @@ class Stage:
     @staticmethod
     def _drop(tickets: list[Ticket]) -> None:
         for ticket in tickets:
-            assert ticket.branch is not None
-            ticket.branch.drop()
+            if ticket.branch is None:
+                ticket.wake.release()
+            else:
+                drop(ticket.branch)
 
     def _fill(self, instance: Instance, tickets: list[Ticket]) -> str:
         """Let a batch wait for company where that pays; why it was closed."""
@@ -383,7 +394,7 @@ class Stage:
         bell.acquire()
         self._collecting = bell
         try:
-            while (room := self._room(instance, tickets)) and not self.free:
+            while (room := self._room(instance, tickets)) and not self._can_run(1):
                 now = perf_counter()
                 left = tickets[0].arrived + self.timeout - now
                 if left <= 0:
@@ -403,7 +414,7 @@ class Stage:
 
     def _ring(self) -> None:
         bell = self._collecting
-        if bell is not None and (self.free or len(self.pending) >= self._enough):
+        if bell is not None and (self._can_run(1) or len(self.pending) >= self._enough):
             try:
                 bell.release()
             except RuntimeError:  # rung already
