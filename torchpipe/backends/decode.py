@@ -14,7 +14,7 @@ from ..registry import built_in
 from ..request import Request
 from .base import Backend
 from .image_size import image_size
-from .opencv import describe
+from .opencv import LARGEST, describe
 
 MODES = {
     "bgr": cv2.IMREAD_COLOR,
@@ -39,7 +39,8 @@ class DecodeMat(Backend):
     Args:
         mode: what to make of the file's channels, transparency and depth.
         upright: turn a photograph by its EXIF orientation; "unchanged" never does.
-        max_pixels: an image of more, by its header, is refused before it is decoded.
+        max_pixels: an image of more, by its header, is refused before it is decoded; OpenCV itself reads up
+            to 2^30.
         max_bytes: a file of more is refused.
 
     Raises:
@@ -70,7 +71,7 @@ class DecodeMat(Backend):
         data = _buffer(request["data"])
         self._check(data)
         size = image_size(data)
-        if size is None:
+        if size is None or max(size) > LARGEST:  # which OpenCV reads in no format: bytes that mean nothing
             return
         if size[0] * size[1] > self.max_pixels:
             raise RequestError(
