@@ -70,8 +70,9 @@ def _jpeg(data: Any) -> Dimensions:
 def _png(data: Any) -> Dimensions:
     """None also where a chunk claims to be longer than the file.
 
-    OpenCV (4.13) reserves what a chunk claims, up to 4 GB, and fills it with zeros before it looks whether the
-    file has as much. A still image cut off like this is none to OpenCV either; here an animation is none too.
+    OpenCV (4.13) reserves what a chunk claims, up to 4 GB, and fills it with zeros before it looks whether
+    the file has as much. A still image cut off like this is none to OpenCV either; here an animation is none
+    too.
     """
     at, end = 8, len(data) - 12
     for _ in range(MOST_CHUNKS):
