@@ -1,7 +1,7 @@
 """A corpus of damaged image files, made from a seed, through every decoder under 8 threads.
 
 ``python tests/corpus.py`` runs all of it, ``--quick`` a slice. What is asserted: the process neither crashes
-nor hangs; an image has the size that its header says; whole images between the damaged ones come out as when
+nor hangs; no image is larger than its header says; whole images between the damaged ones come out as when
 they are alone; memory stays within what the limits allow.
 """
 
@@ -233,7 +233,7 @@ class Run:
         self.outcomes[outcome if found is not None or outcome != "image" else "no image"] += 1
         if isinstance(found, np.ndarray):
             claimed = image_size(data)
-            if claimed is None or sorted(claimed) != sorted(found.shape[:2]):
+            if claimed is None or claimed[0] * claimed[1] < found.shape[0] * found.shape[1]:
                 self.wrong.append(
                     f"{name}: the header says {claimed}, the image is {found.shape}: {data[:40]!r}"
                 )
