@@ -100,8 +100,10 @@ def by_pillow(data: np.ndarray) -> np.ndarray:
 
 
 def tensor_by_pillow(request: Request) -> Any:
-    found = by_pillow(np.ascontiguousarray(request["data"][0].permute(1, 2, 0).numpy()))
-    return torch.from_numpy(found.transpose(2, 0, 1).astype(np.float32, order="C")[None])
+    found = by_pillow(cv2.merge(list(request["data"][0].numpy())))
+    planes = np.empty((1, 3, 224, 224), np.uint8)
+    cv2.split(found, list(planes[0]))
+    return torch.from_numpy(planes.astype(np.float32))
 
 
 def draw(request: Request) -> Any:

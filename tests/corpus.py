@@ -61,7 +61,7 @@ def sources() -> dict[str, bytes]:
         "jpeg restart": by_opencv(smooth, ".jpg", cv2.IMWRITE_JPEG_RST_INTERVAL, 2),
         "jpeg gray": by_opencv(gray, ".jpg"),
         "jpeg turned": by_pillow(smooth, "JPEG", exif=turned()),
-        "jpeg cmyk": by_pillow(alpha, "JPEG", "CMYK"),
+        "jpeg cmyk": by_pillow(smooth, "JPEG", "CMYK"),
         "png": by_opencv(smooth, ".png"),
         "png alpha": by_opencv(alpha, ".png"),
         "png deep": by_opencv(deep, ".png"),
@@ -94,12 +94,9 @@ def by_opencv(image: np.ndarray, suffix: str, *options: int) -> bytes:
     return data.tobytes()
 
 
-def by_pillow(image: np.ndarray, kind: str, mode: str = "", **options: Any) -> bytes:
+def by_pillow(image: np.ndarray, kind: str, mode: str = "RGB", **options: Any) -> bytes:
     file = io.BytesIO()
-    picture = Image.fromarray(image)
-    (picture.convert(mode) if mode and mode != "CMYK" else picture.convert(mode or "RGB")).save(
-        file, kind, **options
-    )
+    Image.fromarray(image).convert(mode).save(file, kind, **options)
     return file.getvalue()
 
 

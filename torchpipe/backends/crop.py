@@ -13,7 +13,7 @@ from ..request import Request
 from .base import Backend
 from .boxes import crop, one_box
 from .inverse import Inverse
-from .opencv import LARGEST, mat, resized
+from .opencv import mat, resized
 
 
 @built_in()
@@ -78,15 +78,18 @@ class CropResizeMat(Backend):
     def forward_one(self, request: Request) -> None:
         image = mat(request, "CropResizeMat")
         height, width = image.shape[:2]
-        # In float32, since boxes mostly are: 0.29 of 100 pixels is 29 there, and 28.999... in float64.
-        box = np.array(one_box(request, "CropResizeMat"), np.float32)
-        pixels = np.array([width, height, width, height], np.float32)
-        x1, y1, x2, y2 = (box * pixels).clip(-LARGEST, LARGEST).astype(int).tolist()
+        left, top, right, bottom = one_box(request, "CropResizeMat")
+        x1, x2 = _pixel(left, width), _pixel(right, width)
+        y1, y2 = _pixel(top, height), _pixel(bottom, height)
         wider, higher = int(self.ratio * (x2 - x1 + 1)), int(self.ratio * (y2 - y1 + 1))
         x1, y1 = max(0, x1 - wider), max(0, y1 - higher)
         x2, y2 = min(width, x2 + wider), min(height, y2 + higher)
         part = crop(image, x1, y1, x2, y2, "CropResizeMat")
         request["result"] = resized(part, self.width, self.height, "CropResizeMat")
-        back = Inverse.of_resize((x2 - x1, y2 - y1), (self.width, self.height))
-        (a, _, _), (_, e, _) = back.rows
-        request["inverse_trans"] = Inverse(((a, 0.0, float(x1)), (0.0, e, float(y1))))
+        new = self.width, self.height
+        request["inverse_trans"] = Inverse.of_resize((x2 - x1, y2 - y1), new, cut_at=(x1, y1))
+
+
+def _pixel(part: float, side: int) -> int:
+    """In float32, since boxes mostly are: 0.29 of 100 pixels is 29 there, and 28.999... in float64."""
+    return int(np.float32(min(max(part, -1000.0), 1000.0)) * np.float32(side))

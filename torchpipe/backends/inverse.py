@@ -36,11 +36,19 @@ class Inverse:
 
     @classmethod
     def of_resize(
-        cls, original: tuple[int, int], new: tuple[int, int], left: float = 0, top: float = 0
+        cls,
+        original: tuple[int, int],
+        new: tuple[int, int],
+        left: float = 0,
+        top: float = 0,
+        cut_at: tuple[int, int] = (0, 0),
     ) -> Inverse:
-        """Of an image (width, height) brought to another size and put at ``left, top`` of the new image."""
+        """Of what was ``original`` (width, height) in size, ``new`` now, and lies at ``left, top``.
+
+        ``cut_at`` says where in the original image it was cut out.
+        """
         x, y = original[0] / new[0], original[1] / new[1]
-        return cls(((x, 0.0, -left * x or 0.0), (0.0, y, -top * y or 0.0)))
+        return cls(((x, 0.0, cut_at[0] - left * x), (0.0, y, cut_at[1] - top * y)))
 
     @classmethod
     def of_shift(cls, x: float, y: float) -> Inverse:
