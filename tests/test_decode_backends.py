@@ -2,6 +2,7 @@
 
 import io
 import re
+import struct
 import subprocess
 import sys
 import zlib
@@ -260,6 +261,25 @@ def test_a_preview_inside_a_photograph_is_not_taken_for_its_size():
     data = CAT[:2] + segment + CAT[2:]
     assert image_size(data) == photo().shape[1::-1]
     same(decoded(data)["result"], photo())
+
+
+def tiff(order: str, big: bool, **tags: int) -> bytes:
+    """The header of a TIFF file, classic or BigTIFF, with these tags."""
+    magic = {"<": b"II", ">": b"MM"}[order]
+    form, count = ("HHQ", "Q") if big else ("HHI", "H")
+    start = struct.pack(order + ("HHHQ" if big else "HI"), *((43, 8, 0, 16) if big else (42, 8)))
+    heads = [struct.pack(order + form, int(tag[1:]), 4, 1) for tag in tags]
+    values = [struct.pack(order + "I", value).ljust(8 if big else 4, b"\0") for value in tags.values()]
+    entries = b"".join(head + value for head, value in zip(heads, values, strict=True))
+    return magic + start + struct.pack(order + count, len(tags)) + entries
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("big", [False, True], ids=["classic", "big"])
+def test_the_largest_that_a_tiff_claims_of_image_and_tiles_counts(order, big):
+    assert image_size(tiff(order, big, t256=40, t257=30)) == (40, 30)
+    assert image_size(tiff(order, big, t256=40, t257=30)[:-9]) is None
+    assert image_size(tiff(order, big, t256=40, t257=30, t322=30_000, t323=20_000)) == (30_000, 20_000)
 
 
 def test_files_of_other_kinds_have_no_size():

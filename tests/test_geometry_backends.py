@@ -16,13 +16,8 @@ from torchpipe import ConfigError, MissingKeyError, Pipe, RequestError
 from torchpipe.backends.boxes import BoxError
 from torchpipe.backends.crop import CropMat, CropResizeMat
 from torchpipe.backends.inverse import Inverse
-from torchpipe.backends.pad import (
-    FixHResizePadMat,
-    LetterBoxMat,
-    ResizeCenterPadMat,
-    ResizePadMat,
-    TopLeftResizeMat,
-)
+from torchpipe.backends.letterbox import LetterBoxMat, ResizeCenterPadMat, ResizePadMat, TopLeftResizeMat
+from torchpipe.backends.pad import FixHResizePadMat
 from torchpipe.backends.resize import FixRatioResizeMat, ResizeMat
 from torchpipe.backends.warp import PerspectiveTransformMat, WarpAffineMat
 
