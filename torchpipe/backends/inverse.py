@@ -18,9 +18,9 @@ class Inverse:
     Coordinates are continuous, as those of boxes are: the pixel in column i covers i to i + 1, its centre
     lies at i + 0.5, and an image of width w reaches from 0 to w. Resizing takes edges to edges, x * w / w',
     which is what OpenCV and Pillow do: ``cv2.resize`` reads the new pixel i at (i + 0.5) * w / w' - 0.5,
-    counted from the first pixel's centre (``resizeLinear`` in OpenCV's modules/imgproc/src/resize.cpp). The
-    warps map points as they are given to OpenCV, which counts from the first pixel's centre; what they read
-    lies up to half a pixel beside it.
+    counted from the first pixel's centre (``fx = (dx+0.5)*scale_x - 0.5`` in OpenCV's
+    modules/imgproc/src/resize.cpp). The warps map points as they are given to OpenCV, which counts from the
+    first pixel's centre; what they read lies up to half a pixel beside it.
 
     >>> half = Inverse.of_resize((200, 100), (100, 50))
     >>> half(10, 20)
