@@ -17,6 +17,10 @@ MAX_COMPONENTS = 10_000
 """Backends of one node; keys such as ``S::backend`` multiply what an expression names."""
 
 
+NODE_KEYS = frozenset({"backend", "next", "filter"})
+"""Plain keys that speak of the node alone: a parameter of such a name needs its backend's, ``A::filter``."""
+
+
 @dataclass
 class Scope:
     """The keys that the components of one node can see: its own, and the global defaults."""
@@ -208,7 +212,8 @@ def _setting(
     place: tuple[int, int] | None,
 ) -> Setting:
     name, where = parameter.name, blueprint.where
-    found = scope.find(*_addressed(blueprint, name), name)
+    plain = () if name in NODE_KEYS else (name,)
+    found = scope.find(*_addressed(blueprint, name), *plain)
     if name in private:
         value, source = private.pop(name), f"{blueprint.component.name}({name}=...)"
     elif found is None:
