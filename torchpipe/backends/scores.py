@@ -1,10 +1,9 @@
-"""Backends on torch tensors: from images to tensors, and from a model's scores to answers."""
+"""From a model's scores to answers: the best class, the k best, by name if there are labels."""
 
 from __future__ import annotations
 
-from typing import Literal
+from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 
@@ -13,90 +12,8 @@ from ..parameters import Count
 from ..registry import built_in
 from ..request import Request
 from .base import UNLIMITED, Backend
-from .opencv import describe, mat
-
-
-def torch_device(name: str) -> torch.device:
-    """The device that a configuration names: cpu, gpu, cuda, cuda:N, or auto for a GPU if there is one.
-
-    Raises:
-        ConfigError: no such device here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "gpu":
-        name = "cuda"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"device = {name!r}: {error}") from None
-    if device.type != "cuda":
-        return device
-    if (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(
-            f"device = {name!r}: this machine has {torch.cuda.device_count()} CUDA GPUs; use cpu"
-        )
-    # With its number, because that is how tensors name the device they are on.
-    return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
-
-
-@built_in()
-class Mat2Tensor(Backend):
-    """Copies an image into a tensor of the same dtype.
-
-    Reads ``data``: numpy image HxWxC or HxW, or a list of them. Writes ``result``: tensor 1xCxHxW (nchw) or
-    HxWxC (hwc), or a list of them; ``data_format``.
-
-    Args:
-        device: cpu, gpu, cuda, cuda:N; auto takes a GPU if there is one.
-        data_format: nchw or hwc.
-
-    Raises:
-        ConfigError: there is no such device.
-        RequestError: ``data`` is no image, or torch has no such dtype.
-    """
-
-    def __init__(self, device: str = "auto", data_format: Literal["nchw", "hwc"] = "nchw") -> None:
-        self.device = torch_device(device)
-        self.data_format = data_format
-        self.convert = _to_planes if data_format == "nchw" else _to_hwc
-
-    def forward_one(self, request: Request) -> None:
-        data = request["data"]
-        if isinstance(data, list):
-            request["result"] = [self._one({"data": image}) for image in data]
-        else:
-            request["result"] = self._one(request)
-        request["data_format"] = self.data_format
-
-    def _one(self, request: Request) -> torch.Tensor:
-        image = mat(request, "Mat2Tensor")
-        try:
-            tensor = torch.from_numpy(self.convert(image))
-        except TypeError as error:
-            raise RequestError(f"Mat2Tensor: torch has no such dtype: {describe(image)}") from error
-        return tensor if self.device.type == "cpu" else tensor.to(self.device)
-
-
-def _to_planes(image: np.ndarray) -> np.ndarray:
-    height, width = image.shape[:2]
-    channels = image.shape[2] if image.ndim == 3 else 1
-    planes = np.empty((1, channels, height, width), image.dtype)
-    if channels == 3 and image.dtype in (np.uint8, np.float32):
-        cv2.split(image, list(planes[0]))  # straight into the planes: four times as fast as permuting
-    else:
-        planes[0] = image.reshape(height, width, channels).transpose(2, 0, 1)
-    return planes
-
-
-def _to_hwc(image: np.ndarray) -> np.ndarray:
-    return image.reshape(*image.shape[:2], -1).copy()
-
-
-def as_numpy(tensor: torch.Tensor) -> np.ndarray:
-    """The values of a tensor, shared if it is on the CPU; bfloat16, which numpy lacks, as float32."""
-    tensor = tensor.detach().cpu()
-    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+from .opencv import describe
+from .tensor import as_numpy
 
 
 def scores_of(batch: list[Request], name: str) -> np.ndarray | torch.Tensor:
@@ -135,28 +52,75 @@ def most_probable(scores: np.ndarray | torch.Tensor, k: int) -> tuple[list[list[
         return (np.exp(chosen - chosen[:, :1]) / sums).tolist(), classes.tolist()
 
 
+def labels_of(labels: list[str]) -> list[str]:
+    """The names of the classes: ``labels`` itself, or the lines of the file if it is the name of one.
+
+    Raises:
+        ConfigError: there is no such file, or it is not text.
+    """
+    if len(labels) != 1 or not Path(labels[0]).suffix:
+        return list(labels)
+    try:
+        return Path(labels[0]).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"labels = {labels[0]!r}: {error}") from error
+
+
+def check_labels(labels: list[str], classes: int, name: str) -> None:
+    """Raises:
+    RequestError: there are labels, but not one for each class.
+    """
+    if labels and len(labels) != classes:
+        raise RequestError(f"{name}: {len(labels)} labels for {classes} classes")
+
+
 @built_in()
 class SoftmaxArgMaxTensor(Backend):
     """The most probable class, for the whole batch in one call.
 
     Reads ``data``: a tensor of scores, 1 x classes. Writes ``score``: float, its softmax; ``class``: int;
-    ``result``: the class.
+    ``result``: the class; with labels ``label``: str.
+
+    Args:
+        labels: the names of the classes, or a text file with a name in each line.
 
     Raises:
-        RequestError: ``data`` is no such tensor.
+        RequestError: ``data`` is no such tensor, or there is another number of labels than of classes.
+
+    Example:
+        >>> request = run("SoftmaxArgMaxTensor", {"data": torch.tensor([[0.0, 9.0]])}, labels="cat,dog")
+        >>> request["result"], request["label"], round(request["score"], 4)
+        (1, 'dog', 0.9999)
     """
 
     max = UNLIMITED
 
+    def __init__(self, labels: list[str] = ()) -> None:  # type: ignore[assignment]
+        self.labels = labels_of(labels)
+
     def forward(self, batch: list[Request]) -> None:
-        values, best = most_probable(scores_of(batch, "SoftmaxArgMaxTensor"), 1)
+        scores = scores_of(batch, "SoftmaxArgMaxTensor")
+        check_labels(self.labels, scores.shape[-1], "SoftmaxArgMaxTensor")
+        values, best = most_probable(scores, 1)
         for request, (score,), (index,) in zip(batch, values, best, strict=True):
             request["score"], request["class"], request["result"] = score, index, index
+            if self.labels:
+                request["label"] = self.labels[index]
 
 
 @built_in()
 class ArgMaxTensor(Backend):
-    """The index of the largest score. Reads ``data``: 1 x classes; writes ``result``: int64 tensor of one."""
+    """The index of the largest score, for the whole batch in one call.
+
+    Reads ``data``: a tensor of scores, 1 x classes. Writes ``result``: int64 tensor of one.
+
+    Raises:
+        RequestError: ``data`` is no such tensor.
+
+    Example:
+        >>> run("ArgMaxTensor", {"data": torch.tensor([[0.1, 0.9, 0.0]])})["result"]
+        tensor([1])
+    """
 
     max = UNLIMITED
 
@@ -171,24 +135,36 @@ class TopkTensor(Backend):
     """The k most probable classes, for the whole batch in one call.
 
     Reads ``data``: a tensor of scores, 1 x classes. Writes ``score``: list of k floats, falling (softmax);
-    ``class``: list of k ints; ``result``: the classes.
+    ``class``: list of k ints; ``result``: the classes; with labels ``labels``: list of k names.
 
     Args:
         k: how many; at most the number of classes.
+        labels: the names of the classes, or a text file with a name in each line.
 
     Raises:
-        RequestError: ``data`` is no such tensor, or has fewer than k classes.
+        RequestError: ``data`` is no such tensor, has fewer than k classes, or there is another number of
+            labels than of classes.
+
+    Example:
+        >>> request = {"data": torch.tensor([[1.0, 3.0, 2.0]])}
+        >>> run("TopkTensor", request, k=2, labels=["cat", "dog", "bird"])["labels"]
+        ['dog', 'bird']
+        >>> request["class"]
+        [1, 2]
     """
 
     max = UNLIMITED
 
-    def __init__(self, k: Count = 5) -> None:
-        self.k = k
+    def __init__(self, k: Count = 5, labels: list[str] = ()) -> None:  # type: ignore[assignment]
+        self.k, self.labels = k, labels_of(labels)
 
     def forward(self, batch: list[Request]) -> None:
         scores = scores_of(batch, "TopkTensor")
         if scores.shape[-1] < self.k:
             raise RequestError(f"TopkTensor: k = {self.k}, but there are {scores.shape[-1]} classes")
+        check_labels(self.labels, scores.shape[-1], "TopkTensor")
         values, best = most_probable(scores, self.k)
         for request, score, classes in zip(batch, values, best, strict=True):
             request["score"], request["class"], request["result"] = score, classes, classes
+            if self.labels:
+                request["labels"] = [self.labels[index] for index in classes]

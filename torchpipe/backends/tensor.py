@@ -1,0 +1,228 @@
+"""What all backends on tensors share: devices, layouts, images of equal size in one call, CPU threads."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+
+from ..errors import ConfigError, RequestError
+from ..request import Request
+from .base import UNLIMITED, Backend
+from .inverse import Inverse
+from .opencv import describe
+
+Layout = Literal["nchw", "chw", "hwc"]
+CHANNELS = (1, 3, 4)
+"""How many channels an image has."""
+
+
+def torch_device(name: str) -> torch.device:
+    """The device that a configuration names: cpu, gpu, cuda, cuda:N, or auto for a GPU if there is one.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "gpu":
+        name = "cuda"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device = {name!r}: {error}") from None
+    if device.type != "cuda":
+        return device
+    if (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(
+            f"device = {name!r}: this machine has {torch.cuda.device_count()} CUDA GPUs; use cpu"
+        )
+    # With its number, because that is how tensors name the device they are on.
+    return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+
+
+def as_numpy(tensor: torch.Tensor) -> np.ndarray:
+    """The values of a tensor, shared if it is on the CPU; bfloat16, which numpy lacks, as float32."""
+    tensor = tensor.detach().cpu()
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
+def _openmp_setter() -> Callable[[int], object] | None:
+    """OpenMP's own ``omp_set_num_threads``, found through the library of torch that is linked with it."""
+    try:
+        path = os.path.join(os.path.dirname(torch.__file__), "lib", "libtorch_cpu.so")
+        return ctypes.CDLL(path).omp_set_num_threads
+    except (OSError, AttributeError):
+        return None
+
+
+class OneThread:
+    """While it is entered, torch's operators on the CPU stay in the thread that calls them.
+
+    Without it each calling thread gets a team of OpenMP threads, which wait by spinning: forty callers on
+    two cores would have forty such teams. ``torch.set_num_threads`` is no way out, since torch remembers it
+    for all threads that come later; OpenMP's own setting is the calling thread's alone.
+    """
+
+    _set = staticmethod(_openmp_setter() or (lambda count: None))
+
+    def __enter__(self) -> None:
+        self._before = torch.get_num_threads()  # also keeps a thread's first operator from resetting it
+        self._set(1)
+
+    def __exit__(self, *error: object) -> None:
+        self._set(self._before)
+
+
+def tensors_of(data: Any, name: str) -> Sequence[torch.Tensor]:
+    """The tensors of ``data``, which is one or a list (or tuple) of them.
+
+    Raises:
+        RequestError: it is neither.
+    """
+    tensors = data if isinstance(data, (list, tuple)) else [data]
+    for tensor in tensors:
+        if not isinstance(tensor, torch.Tensor):
+            raise RequestError(f"{name} takes a tensor or a list of them, got {describe(tensor)}")
+    return tensors
+
+
+def a_tensor(data: Any, name: str) -> torch.Tensor:
+    """``data``, or a RequestError that says what it is instead of a tensor."""
+    if not isinstance(data, torch.Tensor):
+        raise RequestError(f"{name} takes a tensor, got {describe(data)}")
+    return data
+
+
+class EachTensor(Backend):
+    """A backend that changes tensors one by one: ``result`` is a tensor, or a list if ``data`` is one."""
+
+    max = UNLIMITED
+
+    def forward(self, batch: list[Request]) -> None:
+        name = type(self).__name__
+        for request in batch:
+            data = request["data"]
+            results = [self.change(tensor) for tensor in tensors_of(data, name)]
+            request["result"] = results if isinstance(data, (list, tuple)) else results[0]
+
+    def change(self, tensor: torch.Tensor) -> Any:
+        """What becomes of one tensor."""
+        raise TypeError(f"{type(self).__name__} must define change(tensor)")
+
+
+@dataclass
+class _Image:
+    """One image of a request, and what becomes of it."""
+
+    tensor: torch.Tensor
+    layout: Layout
+    request: Request
+    result: Any = None
+    inverse: Inverse | None = None
+
+
+class ImagesTensor(Backend):
+    """A backend on images that changes all those of equal shape, dtype and device in one call.
+
+    ``data`` is an image or a list of images of 1, 3 or 4 channels: n x C x H x W (usually n = 1), C x H x W
+    or H x W x C; where a shape could be both of the last, it is H x W x C. Subclasses write ``change``.
+
+    Attributes:
+        keep: whether the result has the layout of the data; else it is n x C x H x W.
+        real: whether ``change`` gets float32 (float64 stays), or the dtype that came.
+    """
+
+    max = UNLIMITED
+    keep = True
+    real = True
+
+    def forward(self, batch: list[Request]) -> None:
+        groups: dict[Hashable, list[_Image]] = {}
+        found = []
+        for request in batch:
+            images, key = self._images(request), self.key(request)
+            found.append(images)
+            for image in images:
+                tensor = image.tensor
+                alike = (image.layout, tensor.shape, tensor.dtype, tensor.device, key)
+                groups.setdefault(alike, []).append(image)
+        for members in groups.values():
+            self._change_group(members)
+        for request, images in zip(batch, found, strict=True):
+            if isinstance(request["data"], (list, tuple)):
+                request["result"] = [image.result for image in images]
+                request["inverse_trans"] = [image.inverse for image in images]
+            else:
+                request["result"], request["inverse_trans"] = images[0].result, images[0].inverse
+
+    def key(self, request: Request) -> Hashable:
+        """What else must be equal for the images of two requests to be changed in one call."""
+        return None
+
+    def change(self, images: torch.Tensor, request: Request) -> tuple[torch.Tensor, Inverse]:
+        """Images of n x C x H x W, changed, and the way back; ``request`` is one of those they belong to."""
+        raise TypeError(f"{type(self).__name__} must define change(images, request)")
+
+    def _images(self, request: Request) -> list[_Image]:
+        name = type(self).__name__
+        tensors = tensors_of(request["data"], name)
+        return [_Image(tensor, layout_of(tensor, name), request) for tensor in tensors]
+
+    def _change_group(self, members: list[_Image]) -> None:
+        layout, count = members[0].layout, len(members[0].tensor)
+        with OneThread():
+            together = joined([image.tensor for image in members], layout, self.real)
+            changed, inverse = self.change(together, members[0].request)
+            for image, part in zip(members, changed.split(count if layout == "nchw" else 1), strict=True):
+                if self.keep and layout == "chw":
+                    part = part[0]
+                elif self.keep and layout == "hwc":
+                    part = part[0].permute(1, 2, 0)
+                image.result, image.inverse = part.contiguous(), inverse
+
+
+def layout_of(image: torch.Tensor, name: str) -> Layout:
+    """How an image lies in its tensor.
+
+    Raises:
+        RequestError: it is no image.
+    """
+    shape = image.shape
+    if image.numel():
+        if len(shape) == 4 and (shape[1] in CHANNELS or shape[3] not in CHANNELS):
+            return "nchw"
+        if len(shape) == 3 and shape[2] in CHANNELS:
+            return "hwc"
+        if len(shape) == 3 and shape[0] in CHANNELS:
+            return "chw"
+    raise RequestError(
+        f"{name} takes an image as tensor, 1 x C x H x W, C x H x W or H x W x C, got {describe(image)}"
+    )
+
+
+def as_planes(image: torch.Tensor, layout: Layout) -> torch.Tensor:
+    """A view of the image as n x C x H x W."""
+    if layout == "nchw":
+        return image
+    return (image if layout == "chw" else image.permute(2, 0, 1))[None]
+
+
+def joined(tensors: list[torch.Tensor], layout: Layout, real: bool) -> torch.Tensor:
+    """Images of one shape as n x C x H x W, as float if ``real``; pixels stay interleaved where they are."""
+    first = tensors[0]
+    dtype = torch.promote_types(first.dtype, torch.float32) if real else first.dtype
+    if len(tensors) == 1:
+        return as_planes(first, layout).to(dtype)
+    if layout == "nchw":
+        together = first.new_empty((len(tensors) * len(first), *first.shape[1:]), dtype=dtype)
+    else:
+        together = first.new_empty((len(tensors), *first.shape), dtype=dtype)
+    for place, tensor in zip(together.split(len(first) if layout == "nchw" else 1), tensors, strict=True):
+        place.copy_(tensor)
+    return together.permute(0, 3, 1, 2) if layout == "hwc" else together
