@@ -135,7 +135,8 @@ class Tensor2Mat(EachTensor):
         if len(planes) != 1 or planes.shape[1] not in CHANNELS:
             raise RequestError(f"Tensor2Mat takes one image of 1, 3 or 4 channels, got {describe(tensor)}")
         if planes.dtype in (torch.float16, torch.bfloat16):
-            planes = planes.float()
+            with OneThread():
+                planes = planes.float()
         if planes.dtype not in (torch.uint8, torch.float32):
             raise RequestError(f"Tensor2Mat takes uint8 or float tensors, got {describe(tensor)}")
         found = planes[0].cpu().numpy()

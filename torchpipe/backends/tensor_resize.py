@@ -14,6 +14,7 @@ from ..registry import built_in
 from ..request import Request
 from .inverse import Inverse
 from .opencv import describe, wanted_size
+from .pad import Padding, PadValue
 from .tensor import ImagesTensor
 
 MOST_PIXELS = 100 * 2**20
@@ -201,14 +202,13 @@ class ResizePadTensor(ImagesTensor):
         self,
         max_h: Size,
         max_w: Size,
-        pad_value: list[float] = (0.0,),  # type: ignore[assignment]
+        pad_value: PadValue = 0.0,
         align_corners: bool = True,
         antialias: bool = False,
     ) -> None:
         check_area(max_h, max_w, "ResizePadTensor")
-        if not pad_value:
-            raise ConfigError("pad_value: give a number")
-        self.height, self.width, self.pad_value = max_h, max_w, pad_value[0]
+        self.height, self.width = max_h, max_w
+        self.pad_value = Padding("ResizePadTensor", pad_value).values[0]
         self.align_corners, self.antialias = align_corners, antialias
 
     def change(self, images: torch.Tensor, request: Request) -> tuple[torch.Tensor, Inverse]:
