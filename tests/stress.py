@@ -164,7 +164,7 @@ def round_of(seed: int, seconds: float) -> int:
             model.close(timeout=10)
         except TimeoutError as error:
             problems.append(str(error))
-        for node in model._nodes.values():
+        for node in model._nodes.by_name.values():
             stage = node.stage
             if not stuck and (len(stage.free) != len(stage.instances) or stage.pending):
                 problems.append(f"{node.name}: {len(stage.free)} free, {len(stage.pending)} pending")

@@ -268,7 +268,7 @@ class TestManyThreads:
 
         backend("Slow", forward)
         with pipe({"backend": "Slow", "instance_num": 2}) as model:
-            stage = model._nodes["node"].stage
+            stage = model._nodes.by_name["node"].stage
             one, two = stage.free.pop(), stage.free.pop()
             model.submit({"data": "waits in front of it"})
             end = time.monotonic() + 1.5

@@ -594,7 +594,7 @@ def test_results_are_ordinary_tensors(kind, classifiers):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_closed_engine_lets_go_of_its_network(kind, classifiers):
     pipe = engine(kind, classifiers)
-    backend = pipe._nodes["node"].stage.instances[0].backend
+    backend = pipe._nodes.by_name["node"].stage.instances[0].backend
     network = weakref.ref(backend.session if kind == ".onnx" else backend.network)
     pipe.close()
     gc.collect()

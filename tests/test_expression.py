@@ -171,8 +171,7 @@ def test_a_filter_in_front_of_the_outermost_backend_belongs_to_the_node():
 
 def test_groups_are_refused_where_one_backend_is_run():
     message = refusal("A&B", parse_list)
-    assert "'&' are understood but cannot be run yet" in message
-    assert "one node for each" in message
+    assert "'&' joins groups of instances" in message
 
 
 @pytest.mark.parametrize("value", [None, 5, b"A", ["A"], float("nan")])

@@ -3,6 +3,7 @@
 import pytest
 
 from torchpipe import Backend, ConfigError, FilterError, Pipe, Status, register_backend, register_filter
+from torchpipe.parameters import WholeConfig
 
 PLACES = ("sequential", "chain")
 """Where a filter may stand; most of what it does is the same in both."""
@@ -251,3 +252,175 @@ def test_what_cannot_be_called_is_no_filter(target):
 def test_a_name_that_no_expression_could_hold_is_refused(name):
     with pytest.raises(ConfigError, match="cannot be the name of a filter"):
         register_filter(lambda request: Status.Run, name)
+
+
+# Filters with parameters
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    ("request_keys", "ran", "result"),
+    [
+        ({"target": "x"}, "abc", "abc"),
+        ({"target": "y"}, "ac", "ac"),
+        ({}, "ac", "ac"),
+    ],
+)
+def test_target_runs_the_backend_for_requests_with_that_target_alone(place, request_keys, ran, result):
+    request = run(configured(place, "Target", target="x"), **request_keys)
+    assert "".join(request["ran"]) == ran
+    assert request["result"] == result
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_target_ends_a_request_without_a_result_only_where_it_is_the_target(place):
+    config = configured(place, "Target", first="Empty", target=7)
+    assert "ran" not in run(config, target=7)
+    if place == "sequential":
+        assert "ran" not in run(config, target=8)  # the swap behind it ends the request
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("config", [{}, {"key": "k"}, {"IsKeyExistFilter::key": "k"}])
+def test_is_key_exist_filter_runs_the_backend_where_the_key_is_there(place, config):
+    key = "k" if config else "key"
+    written = configured(place, "IsKeyExistFilter", **config)
+    assert run(written, **{key: None})["result"] == "abc"
+    assert run(written)["result"] == "ac"
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_is_other_exist_filter_makes_data_of_the_result_in_any_case(place):
+    seen = []
+
+    def look(self, request):
+        seen.append(request["data"])
+        request["result"] = request["data"] + "c"
+
+    register_backend(type("c", (Backend,), {"forward_one": look}))
+    config = configured(place, "IsOtherExistFilter")
+    assert run(config, other=1)["result"] == "abc"
+    assert run(config)["result"] == "ac"
+    assert seen == ["ab", "a"]
+    config = configured(place, "IsOtherExistFilter", other="o")
+    assert run(config, o=1)["result"] == "abc"
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("name", ["IsKeyExistFilter", "IsOtherExistFilter"])
+def test_without_a_result_they_skip(place, name):
+    config = configured(place, name, first="Empty")
+    config = {"backend": f"S[Empty,({name})b,(or)c]"} if place == "sequential" else config
+    request = run(config, key=1, other=1)
+    assert request.get("ran", []) == (["c"] if place == "sequential" else [])
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(("name", "key"), [("result2key_1", "key_1"), ("result2other", "other")])
+def test_result2_keeps_the_result_under_a_key_too(place, name, key):
+    request = run(configured(place, name))
+    assert request["result"] == "abc"
+    assert request[key] == "a"
+    request = run(configured(place, name, first="Empty"))
+    assert key not in request
+    assert "ran" not in request
+
+
+def test_parameters_may_stand_behind_the_filters_name():
+    config = {"backend": "S[a,(Target(target=x))b,(Target(y))c]"}
+    assert run(config, target="x")["result"] == "ab"
+    assert run(config, target="y")["result"] == "ac"
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize(
+    ("written", "config", "said"),
+    [
+        ("Target", {}, "filter Target: target is required (accepts str)"),
+        ("Target", {"tarket": "x"}, "filter Target: target is required"),
+        ("Target(x,y)", {}, "filter Target: no parameter is left for (y). Known: target."),
+        ("Target(k=1)", {}, "filter Target: unknown parameter 'k'. Known: target."),
+        ("IsKeyExistFilter", {"key": ""}, "filter IsKeyExistFilter: key = '': "),
+        ("IsKeyExistFilter", {"kye": "x"}, "takes 'kye'. Did you mean 'key'?"),
+        ("or(x)", {}, "filter or: no parameter is left for (x). There are none."),
+        ("or[", {}, "filter 'or['"),
+    ],
+)
+def test_parameters_of_filters_are_checked_when_the_pipe_is_built(place, written, config, said):
+    if place == "sequential" and written == "or[":
+        written, said = "Python[or][", "expected"
+    with pytest.raises(ConfigError) as caught:
+        Pipe(configured(place, written, **config))
+    assert said in str(caught.value)
+    assert "node 'node'" in str(caught.value) or "node 'two'" in str(caught.value)
+
+
+class Above:
+    """Lets data longer than ``length`` run."""
+
+    def __init__(self, length: int, otherwise: str = "Skip") -> None:
+        assert type(length) is int
+        self.length, self.otherwise = length, Status[otherwise]
+
+    def forward(self, request):
+        return Status.Run if len(request["data"]) > self.length else self.otherwise
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("written", ["Above", "Python[Above]"])
+def test_a_users_class_gets_its_typed_parameters_from_the_node(place, written):
+    register_filter(Above)
+    config = configured(place, written, length="2")
+    assert run(config, data="xxx")["result"].endswith("bc")
+    assert run(configured(place, written, length=5), data="xx")["ran"] == ["a", "c"]
+    assert run(configured(place, written, length=5, otherwise="Break"), data="xx")["ran"] == ["a"]
+    written = written.replace("[", "(5,Break)[") if "[" in written else f"{written}(5,Break)"
+    assert run(configured(place, written), data="xx")["ran"] == ["a"]
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_a_users_parameter_of_the_wrong_type_is_refused_when_the_pipe_is_built(place):
+    register_filter(Above)
+    with pytest.raises(ConfigError, match=r"filter Above: length = 'x': .* \(accepts int\)"):
+        Pipe(configured(place, "Above", length="x"))
+    with pytest.raises(ConfigError, match="takes 'lenght'"):
+        Pipe(configured(place, "Above", length=1, lenght=2))
+
+
+def test_a_class_may_ask_for_every_key_of_its_node():
+    class Curious:
+        def __init__(self, config: WholeConfig) -> None:
+            self.config = config
+
+        def forward(self, request):
+            request["saw"] = self.config["anything"]
+            return Status.Skip
+
+    register_filter(Curious)
+    assert run({"backend": "S[a,(Curious)b]", "anything": 5})["saw"] == 5
+
+
+def test_inside_a_batch_each_request_has_its_own_status():
+    sizes = []
+
+    def forward(self, batch):
+        sizes.append(len(batch))
+        for request in batch:
+            request["result"] = request["data"] + "d"
+
+    register_backend(type("d", (Backend,), {"forward": forward, "max": 8}))
+    asked = ["SerialSkip", "Run", "SubGraphSkip", "Skip", "Break", "Run"]
+    requests = [{"data": "", "filter": status} for status in asked]
+    with Pipe({"Interpreter::backend": "S[Identity,(if)d,b]"}) as pipe:
+        pipe(requests)
+    assert [request["result"] for request in requests] == ["", "db", "", "b", "", "db"]
+    assert sizes == [2]
+
+
+def test_error_inside_a_batch_fails_its_request_alone_and_says_where():
+    requests = [{"data": "", "filter": status} for status in ("Run", "Error", "Run")]
+    with Pipe({"backend": "S[a,(if)b]"}) as pipe, pytest.raises(FilterError) as caught:
+        pipe(requests)
+    assert [request.get("result") for request in requests] == ["b", None, "b"]
+    assert "the filter in front of (if)b answered Status.Error" in str(caught.value)
+    assert "node 'node'" in " ".join(getattr(caught.value, "__notes__", [str(caught.value)]))

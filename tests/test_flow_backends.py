@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threads import Call, all_at_once, backend, told
 
-from torchpipe import Backend, ConfigError, Pipe, register_backend
+from torchpipe import Backend, ConfigError, NoResultError, Pipe, RequestError, register_backend
 from torchpipe.backends.base import UNLIMITED
-from torchpipe.backends.flow import Max, Sequential
+from torchpipe.backends.flow import Sequential
+from torchpipe.backends.sizes import Max
 
 
 def run(config, **request) -> dict:
@@ -267,6 +268,123 @@ def test_two_sleepers_in_two_instances_sleep_at_the_same_time():
 def test_sleep_refuses_what_is_no_time(value):
     with pytest.raises(ConfigError, match="time = "):
         Pipe({"backend": "Sleep", "time": value})
+
+
+# Guards and helpers
+
+
+def test_identities_takes_as_many_as_it_is_told():
+    with Pipe({"Interpreter::backend": "Identities", "max": 5}) as pipe:
+        assert (pipe.min(), pipe.max()) == (1, 5)
+        requests = [{"data": i} for i in range(5)]
+        pipe(requests)
+    assert [request["result"] for request in requests] == list(range(5))
+    with pytest.raises(ConfigError, match="max is required"):
+        Pipe({"backend": "Identities"})
+
+
+def test_throw_if_no_result_makes_an_error_of_a_missing_result():
+    adding("a", "a")
+    assert run("S[ThrowIfNoResult[a],a]", data="")["result"] == "aa"
+    with pytest.raises(NoResultError, match="Empty gave no result"):
+        run("S[ThrowIfNoResult[Empty],a]", data="")
+
+
+def test_of_a_batch_only_the_request_without_a_result_fails():
+    def odd_only(batch):
+        for request in batch:
+            if request["data"] % 2:
+                request["result"] = request["data"]
+
+    backend("odd_only", odd_only, max=4)
+    requests = [{"data": i} for i in range(4)]
+    with Pipe({"backend": "ThrowIfNoResult[odd_only]"}) as pipe, pytest.raises(NoResultError):
+        pipe(requests)
+    assert [request.get("result") for request in requests] == [None, 1, None, 3]
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_cat_split_joins_a_batch_computes_once_and_gives_each_its_part(count):
+    computed = []
+
+    def cat(batch):
+        batch[0]["result"] = [request["data"] for request in batch]
+
+    def infer(batch):
+        computed.append(batch[0]["data"])
+        batch[0]["result"] = [10 * value for value in batch[0]["data"]]
+
+    def split(batch):
+        for request, value in zip(batch, batch[0]["data"], strict=True):
+            request["result"] = value
+
+    backend("cat", cat, max=UNLIMITED)
+    backend("infer", infer, max=3)
+    backend("split", split, max=UNLIMITED)
+    with Pipe({"Interpreter::backend": "CatSplit[cat,infer,split]"}) as pipe:
+        assert (pipe.min(), pipe.max()) == (1, 3)
+        requests = [{"data": i} for i in range(count)]
+        pipe(requests)
+    assert [request["result"] for request in requests] == [10 * i for i in range(count)]
+    assert computed == [list(range(count))]
+
+
+@pytest.mark.parametrize(
+    ("expression", "culprit"),
+    [
+        ("CatSplit[Empty,Identity,Identity]", "Empty"),
+        ("CatSplit[Identity,Empty,Identity]", "Empty"),
+        ("CatSplit[Identity,Identity,Empty]", "Empty"),
+    ],
+)
+def test_each_part_of_cat_split_must_give_a_result(expression, culprit):
+    with pytest.raises(NoResultError, match=f"{culprit} gave no result") as caught:
+        run(expression, data=1)
+    assert "while processing backend Empty" in told(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("expression", "said"),
+    [
+        ("CatSplit[Sleep,Sleep,Identity]", "CatSplit: Sleep must take any number of requests at once"),
+        ("CatSplit[Identity,Sleep,Sleep]", "CatSplit: Sleep must take any number of requests at once"),
+        ("CatSplit[Identity,Sleep]", "needs a backend between its brackets"),
+        ("CatSplit[Identity,Sleep,Identity,Sleep]", "too many backends"),
+    ],
+)
+def test_cat_split_has_three_parts_and_the_outer_ones_take_any_number(expression, said):
+    with pytest.raises(ConfigError, match=said):
+        Pipe({"backend": expression})
+
+
+def test_copy_split_gives_a_list_of_the_same():
+    assert run("CopySplit", data="x")["result"] == ["x"]
+    assert run({"backend": "CopySplit", "split_size": "3"}, data="x")["result"] == ["x"] * 3
+
+
+@pytest.mark.parametrize("size", [0, 1025, "x"])
+def test_copy_split_makes_1_to_1024(size):
+    with pytest.raises(ConfigError, match="split_size"):
+        Pipe({"backend": "CopySplit", "split_size": size})
+
+
+@pytest.mark.parametrize("kind", [str, bytes, lambda path: path])
+def test_read_file_reads_the_bytes_of_a_path(tmp_path, kind):
+    path = tmp_path / "some \u00e4 file"
+    path.write_bytes(b"\0\1\2\n")
+    given = str(path).encode() if kind is bytes else kind(path)
+    assert run("ReadFile", data=given)["result"] == b"\0\1\2\n"
+
+
+def test_read_file_refuses_what_it_cannot_read(tmp_path):
+    (tmp_path / "short").write_bytes(b"12")
+    with pytest.raises(RequestError, match="holds 2 bytes"):
+        run("ReadFile", data=tmp_path / "short")
+    with pytest.raises(FileNotFoundError):
+        run("ReadFile", data=tmp_path / "absent")
+    for value in (5, "", None, [1]):
+        with pytest.raises(RequestError, match="ReadFile takes a path"):
+            run("ReadFile", data=value)
 
 
 # Those that always raise

@@ -1,10 +1,13 @@
 """Serving inside PyTorch with many threads: from a small config to one thread-safe function."""
 
 from .backends.base import Backend
+from .backends.jump import Jump, MapReduce
 from .config import parse_toml
 from .errors import (
     ConfigError,
+    ConfigWarning,
     FilterError,
+    MergeError,
     MissingKeyError,
     NoResultError,
     PipeClosedError,
@@ -40,8 +43,12 @@ __all__ = [
     "TASK_RESULT_KEY",
     "Backend",
     "ConfigError",
+    "ConfigWarning",
     "Event",
     "FilterError",
+    "Jump",
+    "MapReduce",
+    "MergeError",
     "MissingKeyError",
     "NoResultError",
     "Pipe",

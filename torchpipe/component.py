@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .backends.base import Backend
-from .errors import ConfigError, located, nearest, note, shown
+from .errors import ConfigError, located, note, shown
 from .expression import Component, parse, parse_list
-from .parameters import Parameter, parameters_of
-from .registry import backend_class, find_filter, make_filter
+from .parameters import Parameter, name_arguments, parameters_of
+from .registry import backend_class, filter_settings, make_filter
 from .request import substitute
 
 MAX_COMPONENTS = 10_000
@@ -32,6 +32,7 @@ class Scope:
     takes_all: bool = False
     open: list[str] = field(default_factory=list)  # keys whose backends are being resolved
     components: int = 0
+    copies: int = 0  # of the child that is being resolved, where its parent has several of it
 
     def find(self, *keys: str) -> tuple[Any, str] | None:
         """The value of the first of ``keys`` that is set, and where it comes from."""
@@ -43,9 +44,28 @@ class Scope:
         return None
 
     def check_filter(self, text: str) -> None:
-        """Raise a ConfigError unless ``text`` names a filter; one with ``init(config)`` sees every key."""
-        if hasattr(find_filter(text), "init"):
-            self.takes_all = True
+        """Raise a ConfigError unless ``text`` names a filter whose parameters are all set as they should."""
+        self.takes_all |= filter_settings(text, self.find)[1]
+
+    @property
+    def instances(self) -> int:
+        """How many copies of what is being resolved will be built: for values written ``a;b;c``."""
+        found = self.find("instance_num")
+        try:
+            return self.copies or (int(float(found[0])) if found is not None else 1)
+        except ValueError:  # a&b: what belongs to no group, such as cal_request_size_method, is built once
+            return 1
+
+    def split(self, count: int) -> list[Scope]:
+        """A scope for each of ``count`` groups: group i sees the i-th part, or the last, of ``a&b&c``."""
+
+        def part(values: dict[str, Any], i: int) -> dict[str, Any]:
+            given = {
+                key: value.split("&") if isinstance(value, str) else [value] for key, value in values.items()
+            }
+            return {key: parts[min(i, len(parts) - 1)] for key, parts in given.items()}
+
+        return [Scope(self.node, part(self.own, i), part(self.defaults, i), self.taken) for i in range(count)]
 
     @property
     def whole(self) -> dict[str, Any]:
@@ -54,10 +74,11 @@ class Scope:
 
 @dataclass
 class Setting:
-    """The value of one parameter, and where it came from."""
+    """The value of one parameter, and where it came from; ``each``: those of the instances, by index."""
 
     value: Any
     source: str
+    each: tuple = ()
 
 
 @dataclass
@@ -70,6 +91,9 @@ class Blueprint:
     scope: Scope
     settings: dict[str, Setting] = field(default_factory=dict)
     children: dict[str, Blueprint | list[Blueprint]] = field(default_factory=dict)
+    shared: dict[str, Any] = field(default_factory=dict)  # what all instances have in common
+    copies: int = 0  # how many its parent, or one further up, has of it; 0: as many as there are instances
+    copy: int | None = None  # its index among the copies that its parent has of it
 
     def walk(self) -> Iterator[Blueprint]:
         """This blueprint and all below it."""
@@ -86,20 +110,28 @@ class Blueprint:
         """Whether instances must stay on one thread: one bound backend binds all that contain it."""
         return any(part.cls.bound for part in self.walk())
 
-    def build(self, index: int, owned: list[Backend]) -> Backend:
+    def build(
+        self, index: int, owned: list[Backend], made: Callable[[Backend], None] = lambda backend: None
+    ) -> Backend:
         """Make one instance, the ``index``-th of its node.
 
         It is added to ``owned``, as are parts of it when the rest cannot be made: what has to be closed.
+        ``made`` is told of each backend in it.
 
         Raises:
             Exception: what the backend's ``__init__`` raises, with a note that names node and backend.
         """
+        index = index if self.copy is None else self.copy
         mark = len(owned)
-        built = {name: _build(child, index, owned) for name, child in reversed(self.children.items())}
-        values = {name: setting.value for name, setting in self.settings.items()}
+        built = {name: _build(child, index, owned, made) for name, child in reversed(self.children.items())}
+        values = {name: s.each[index] if s.each else s.value for name, s in self.settings.items()}
         for name, parameter in parameters_of(self.cls).items():
             if parameter.kind == "config":
                 values[name] = {**self.scope.whole, "_independent_thread_index": index}
+                if self.copies:
+                    values[name]["instance_num"] = self.copies
+            elif parameter.kind == "shared":
+                values[name] = self.shared.setdefault(name, parameter.make_shared())
         try:
             backend = self.cls(**values, **built)
             if self.component.filter:
@@ -112,13 +144,16 @@ class Blueprint:
         if not backend.label:
             backend.label = str(self.component)
         owned[mark:] = [backend]  # it closes its children itself
+        made(backend)
         return backend
 
 
-def _build(child: Blueprint | list[Blueprint], index: int, owned: list[Backend]) -> Any:
+def _build(
+    child: Blueprint | list[Blueprint], index: int, owned: list[Backend], made: Callable[[Backend], None]
+) -> Any:
     if isinstance(child, list):
-        return [_build(part, index, owned) for part in reversed(child)][::-1]
-    return child.build(index, owned)
+        return [_build(part, index, owned, made) for part in reversed(child)][::-1]
+    return child.build(index, owned, made)
 
 
 def resolve(component: Component, scope: Scope, place: tuple[int, int] | None = None) -> Blueprint:
@@ -139,27 +174,26 @@ def resolve(component: Component, scope: Scope, place: tuple[int, int] | None = 
         if component.filter:
             scope.check_filter(component.filter)
     where = f"node {scope.node!r}, backend {component.name}"
-    blueprint = Blueprint(component, cls, where, scope)
-    _resolve_children(blueprint, declared, scope, place)
-    private = dict(component.args)
+    blueprint = Blueprint(component, cls, where, scope, copies=scope.copies)
+    private = name_arguments(component.args, declared, where)
+    _resolve_children(blueprint, declared, scope, place, private)
     for name, parameter in declared.items():
         if parameter.kind == "config":
             scope.takes_all = True
-        elif parameter.kind == "value":
+        elif parameter.kind == "value" and name not in blueprint.settings:
             blueprint.settings[name] = _setting(parameter, blueprint, private, scope, place)
-    if private:
-        key = next(iter(private))
-        valid = [name for name, parameter in declared.items() if parameter.kind == "value"]
-        what = f"unknown parameter {key!r}" if key else f"({private[key]}) lacks the parameter's name"
-        raise ConfigError(f"{where}: {what}. {nearest(key, valid)}")
     return blueprint
 
 
 def _resolve_children(
-    blueprint: Blueprint, declared: dict[str, Parameter], scope: Scope, place: tuple[int, int] | None
+    blueprint: Blueprint,
+    declared: dict[str, Parameter],
+    scope: Scope,
+    place: tuple[int, int] | None,
+    private: dict[str, str],
 ) -> None:
     component, where = blueprint.component, blueprint.where
-    slots = [p for p in declared.values() if p.kind in ("child", "children", "bracket")]
+    slots = [p for p in declared.values() if p.kind in ("child", "children", "copies", "bracket")]
     given, source = component.children, "brackets"
     found = scope.find(*_addressed(blueprint, "backend")) if slots else None
     if not given and found is not None:
@@ -174,10 +208,18 @@ def _resolve_children(
     for slot in slots:
         if slot.kind == "bracket":
             with located(where):
-                text = substitute(",".join(str(child) for child in given))
+                text = substitute(",".join(str(child) for child in given) or private.get(slot.name, ""))
+            if given and slot.name in private:
+                raise ConfigError(f"{where}: its {slot.name} stand in both brackets and parentheses")
             if not text and slot.required:
                 raise ConfigError(f"{where}: write its {slot.name} between brackets, {component.name}[...]")
             blueprint.settings[slot.name] = Setting(text or slot.default, source if text else "default")
+            given = ()
+        elif slot.kind == "copies":
+            number = declared[slot.copies]
+            blueprint.settings[number.name] = _setting(number, blueprint, private, scope, place)
+            copies = _copies(blueprint, given, blueprint.settings[number.name].value, scope, place)
+            blueprint.children[slot.name] = copies
             given = ()
         elif slot.kind == "children":
             if not given:
@@ -193,15 +235,36 @@ def _resolve_children(
                 if slot.required:
                     raise ConfigError(f"{where} needs a backend between its brackets, {component.name}[A]")
                 child = parse(slot.default)
-            if child.filter:
-                raise ConfigError(
-                    f"{where} asks no filters, {child}: they belong between those of a Sequential"
-                )
+            _refuse_filter(child, where)
             blueprint.children[slot.name] = resolve(child, scope, place)
             given = given[1:]
     scope.open.pop()
     if given:
         raise ConfigError(f"{where}: too many backends between its brackets, {given[0]} has no place")
+
+
+def _refuse_filter(child: Component, where: str) -> None:
+    if child.filter:
+        raise ConfigError(f"{where} asks no filters, {child}: they belong between those of a Sequential")
+
+
+def _copies(
+    blueprint: Blueprint,
+    given: tuple[Component, ...],
+    number: int,
+    scope: Scope,
+    place: tuple[int, int] | None,
+) -> list[Blueprint]:
+    """The blueprints of ``number`` copies: of one backend, or of as many different ones."""
+    name, where = blueprint.component.name, blueprint.where
+    if len(given) not in (1, number):
+        raise ConfigError(f"{where} needs one backend between its brackets, {name}[A], or {number} of them")
+    for child in given:
+        _refuse_filter(child, where)
+    outer, scope.copies = scope.copies, number
+    resolved = [resolve(child, scope, place) for child in given]
+    scope.copies = outer
+    return [replace(resolved[i % len(resolved)], copy=i) for i in range(number)]
 
 
 def _setting(
@@ -232,6 +295,14 @@ def _setting(
             value = parts[place[0]]
             if not value and not parameter.required:
                 return Setting(parameter.default, "default")
+    if parameter.each and isinstance(value, str) and ";" in value:
+        parts = value.split(";")
+        if len(parts) != scope.instances:
+            raise ConfigError(
+                f"{where}: {name} = {shown(value)} has {len(parts)} parts for {scope.instances} instances; "
+                "write one part for each, or a single value"
+            )
+        return Setting(value, source, tuple(parameter.coerce(part.strip(), where) for part in parts))
     return Setting(parameter.coerce(value, where), source)
 
 

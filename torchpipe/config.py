@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import Field
-
-from .component import Blueprint, Scope, Setting, resolve
-from .errors import ConfigError, located, nearest, shown
+from .component import Scope
+from .errors import ConfigError, ConfigWarning, nearest, shown
 from .expression import parse
-from .parameters import parameters_of
+from .node_config import NodeConfig, lender_of, read_node, read_sharing
 from .request import RESERVED
 
 if sys.version_info >= (3, 11):
@@ -24,46 +23,31 @@ else:  # pragma: no cover
 SINGLE_NODE = "node"
 """The name of the node of a flat configuration."""
 
-LATER = {
-    "map": "mapping keys between nodes",
-    "borrow_from": "sharing the instances of another node",
-    "instances_grp": "groups of instances",
-    "active_instances_grp": "groups of instances",
-    "scheduler": "another scheduler",
-}
-"""Keys of contract part 3 and 4 that are understood, and refused until their feature is there."""
-
 GLOBAL_ONLY = ("Interpreter::", "Logger::", "register_config")
 
+RESTARTING = ("Restart", "Ring", "EventLoop", "SyncRing")
+"""Names under ``Interpreter::backend`` that ask for the restart loop; the last three are v0's."""
 
-@dataclass
-class NodeOptions:
-    """What can be said of a node itself; everything else belongs to its backends."""
+AROUND = ("EnsureInputHasEvent", "EventGuard")
+"""What v0 and its successor put around those to wait for the answer, as every call here does."""
 
-    backend: str = "Identity"
-    next: str = ""
-    filter: str = ""
-    instance_num: Annotated[int, Field(ge=1, le=1024)] = 1
-    batching_timeout: Annotated[float, Field(ge=0, le=3_600_000, allow_inf_nan=False)] = 0.0
-    on_error: Literal["split", "batch"] = "split"
+AS_EVER = ("PipelineV3", "PipelineReviser", "BaselineSchedule", "Schedule", "ScheduleV3", "DagDispatcher")
+"""v0's names for what a pipe does anyway."""
 
-
-@dataclass
-class NodeConfig:
-    """One node: its options, where each came from, and the blueprint of its backend."""
-
-    name: str
-    options: NodeOptions
-    settings: dict[str, Setting]
-    blueprint: Blueprint
+SHARED = ("map", "next", "filter", "borrow_from")
+"""Options that belong to one node and cannot be defaults of several."""
 
 
 @dataclass
 class PipeConfig:
-    """All nodes by name, in order of declaration; ``unscheduled`` is set by ``Interpreter::backend``."""
+    """All nodes by name, in order of declaration.
+
+    ``unscheduled`` is set by ``Interpreter::backend``; ``restart`` is the key of the restart loop, if any.
+    """
 
     nodes: dict[str, NodeConfig]
     unscheduled: bool = False
+    restart: str | None = None
 
 
 def load(config: Any) -> PipeConfig:
@@ -73,8 +57,12 @@ def load(config: Any) -> PipeConfig:
         ConfigError: for every mistake in it.
     """
     nodes, defaults = _normalise(config)
-    unscheduled = "Interpreter::backend" in defaults
+    given = "Interpreter::backend" in defaults
     interpreter = defaults.pop("Interpreter::backend", None)
+    restart = _restart_key(interpreter, nodes, defaults)
+    unscheduled = given and restart is None and _outermost(interpreter) not in (*AS_EVER, *AROUND)
+    if len(nodes) > 1:
+        _ignore_interpreters(nodes)
     for key in [*defaults, *(key for own in nodes.values() for key in own)]:
         if key.startswith(GLOBAL_ONLY):
             raise ConfigError(f"{key!r} is not available here; remove it")
@@ -86,13 +74,53 @@ def load(config: Any) -> PipeConfig:
         name, own = next(iter(nodes.items()))
         nodes = {name: {**own, "Interpreter::backend": interpreter}}
     if len(nodes) > 1:
-        for key in ("next", "filter"):
+        for key in SHARED:
             if key in defaults:
                 raise ConfigError(f"{key!r} belongs to one node; it cannot be a global default")
     scopes = {name: Scope(name, own, defaults) for name, own in nodes.items()}
-    read = {name: _read_node(scope) for name, scope in scopes.items()}
+    read: dict[str, NodeConfig] = {}
+    for name, scope in scopes.items():
+        if lender_of(scope, nodes) == name:
+            read[name] = read_node(scope)
+    for name, scope in scopes.items():
+        if name not in read:
+            read[name] = read_sharing(scope, read[lender_of(scope, nodes)])
     _check_unknown(scopes, read, defaults)
-    return PipeConfig(read, unscheduled=unscheduled)
+    return PipeConfig({name: read[name] for name in nodes}, unscheduled, restart)
+
+
+def _restart_key(interpreter: Any, nodes: dict[str, dict], defaults: dict[str, Any]) -> str | None:
+    """The key of the restart loop, if ``Interpreter::backend`` asks for it; takes out what is said of it."""
+    name = _outermost(interpreter)
+    if name not in RESTARTING:
+        return None
+    key: Any = "restart"
+    for table in (defaults, *(nodes.values() if len(nodes) == 1 else ())):
+        for option in ("continue", f"{name}::continue"):
+            key = table.pop(option, key)
+    if not isinstance(key, str) or not key:
+        raise ConfigError(f"continue = {shown(key)}: it names the key of a request that holds the next node")
+    return key
+
+
+def _outermost(interpreter: Any) -> str:
+    """The name of the outermost backend that is not there to wait only; empty for what is no expression."""
+    try:
+        component = parse(interpreter)
+    except ConfigError:
+        return ""  # refused with its place, as the backend of the node
+    while component.name in AROUND and component.children:
+        component = component.children[0]
+    return component.name
+
+
+def _ignore_interpreters(nodes: dict[str, dict[str, Any]]) -> None:
+    for name, own in nodes.items():
+        for key in [key for key in own if key.startswith("Interpreter::")]:
+            warnings.warn(
+                f"node {name!r}: {key!r} has no effect in one of several nodes", ConfigWarning, stacklevel=4
+            )
+            del own[key]
 
 
 def parse_toml(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
@@ -177,8 +205,6 @@ def _normalise(config: Any) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
 def _check_node(name: str, own: dict[str, Any]) -> None:
     if name in RESERVED or not name.strip() or set(name) & set("[](),=&;|"):
         raise ConfigError(f"{shown(name)} cannot be the name of a node")
-    if "." in name:
-        raise ConfigError(f"node {name!r}: logical nodes (name.alias) are understood but not available yet")
     _check_keys(f"node {name!r}", own)
     for key in own:
         if key in RESERVED and key != "node_name":
@@ -194,35 +220,14 @@ def _check_keys(where: str, table: dict) -> None:
             raise ConfigError(f"{where}: {shown(key)}: keys are text, not {type(key).__name__}")
 
 
-def _read_node(scope: Scope) -> NodeConfig:
-    for key, feature in LATER.items():
-        if key in scope.whole:
-            raise ConfigError(f"node {scope.node!r}: {key!r} ({feature}) is understood but not available yet")
-    settings = {}
-    for name, parameter in parameters_of(NodeOptions).items():
-        found = scope.find("Interpreter::backend", name) if name == "backend" else scope.find(name)
-        value, source = found if found is not None else (parameter.default, "default")
-        if name == "backend" and not isinstance(value, str):
-            raise ConfigError(
-                f"node {scope.node!r}: backend is a name, not {shown(value)}; see torchpipe.register_backend"
-            )
-        settings[name] = Setting(parameter.coerce(value, f"node {scope.node!r}"), source)
-    options = NodeOptions(**{name: setting.value for name, setting in settings.items()})
-    with located(f"node {scope.node!r}: backend"):
-        component = parse(options.backend)
-    if options.filter:
-        with located(f"node {scope.node!r}"):
-            scope.check_filter(options.filter)
-    return NodeConfig(scope.node, options, settings, resolve(component, scope))
-
-
 def _check_unknown(scopes: dict[str, Scope], nodes: dict[str, NodeConfig], defaults: dict[str, Any]) -> None:
     for name, scope in scopes.items():
         if scope.takes_all:
             continue
         for key in scope.own:
             if key not in scope.taken:
-                names = ", ".join(dict.fromkeys(p.component.name for p in nodes[name].blueprint.walk()))
+                parts = (part for group in nodes[name].groups for part in group.blueprint.walk())
+                names = ", ".join(dict.fromkeys(part.component.name for part in parts))
                 raise ConfigError(
                     f"node {name!r}: no component of it ({names}) takes {shown(key)}. "
                     f"{nearest(key, scope.taken)}"

@@ -23,7 +23,11 @@ class RequestError(TorchpipeError, TypeError, RuntimeError):
     """What was passed to the pipe is not a request (a dict) or a list of them."""
 
 
-class MissingKeyError(TorchpipeError, KeyError, IndexError):
+class ConfigWarning(UserWarning):
+    """Something in a configuration that has no effect, or less than its author may think."""
+
+
+class MissingKeyError(TorchpipeError, KeyError, IndexError, RuntimeError):
     """A request lacks a key that is needed, or names a node that does not exist."""
 
     __str__ = Exception.__str__  # KeyError would show the message in quotes
@@ -39,6 +43,10 @@ class ReentryError(TorchpipeError, RuntimeError):
 
 class FilterError(TorchpipeError, RuntimeError):
     """A filter answered ``Error`` for a request."""
+
+
+class MergeError(TorchpipeError, ValueError, RuntimeError):
+    """The parts of a request cannot be put together again: one lacks a key that ``merge`` names."""
 
 
 class NoResultError(TorchpipeError, RuntimeError):

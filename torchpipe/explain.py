@@ -9,6 +9,9 @@ from .component import Blueprint
 from .config import PipeConfig
 from .errors import shown
 
+ALWAYS = ("backend", "next", "filter", "instance_num", "batching_timeout", "on_error")
+"""Options that are told even where nobody set them."""
+
 
 class Explanation(dict):
     """Nodes by name; each with its options, batch range and backends. ``print()`` shows it as text."""
@@ -43,7 +46,11 @@ def explain(config: PipeConfig, maxima: dict[str, int]) -> Explanation:
             "next": node.options.next,
             "max": maxima.get(name),
             "threads": "without a scheduler" if config.unscheduled else scheduled,
-            "options": {key: (setting.value, setting.source) for key, setting in node.settings.items()},
+            "options": {
+                key: (setting.value, setting.source)
+                for key, setting in node.settings.items()
+                if key in ALWAYS or setting.source != "default"
+            },
             "backend": _describe(node.blueprint),
         }
     return Explanation(nodes)

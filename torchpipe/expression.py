@@ -27,6 +27,10 @@ WORD: /{WORD}/
 
 EXPECTED = {
     "WORD": "a name",
+    "NAME": "a name",
+    "KEY": "a key",
+    "COLON": "':'",
+    "_SEPARATOR": "','",
     "LPAR": "'('",
     "RPAR": "')'",
     "LSQB": "'['",
@@ -83,7 +87,8 @@ class _TreeBuilder(lark.Transformer):
         return parts[0]
 
     def args(self, pairs):
-        if len({key for key, _ in pairs}) != len(pairs):
+        named = [key for key, _ in pairs if key]
+        if len(set(named)) != len(named):
             raise ConfigError("a parameter is given twice between the parentheses")
         return tuple(pairs)
 
@@ -112,7 +117,7 @@ def parse_groups(text: str) -> list[tuple[Component, ...]]:
     except lark.exceptions.VisitError as error:
         raise error.orig_exc from None
     except lark.exceptions.UnexpectedInput as error:
-        raise ConfigError(_explain(text, error)) from None
+        raise ConfigError(mistake(text, error)) from None
 
 
 def parse_list(text: str) -> tuple[Component, ...]:
@@ -120,8 +125,7 @@ def parse_list(text: str) -> tuple[Component, ...]:
     groups = parse_groups(text)
     if len(groups) > 1:
         raise ConfigError(
-            f"{text!r}: several groups joined by '&' are understood but cannot be run yet; "
-            "write one group, or one node for each"
+            f"{text!r}: '&' joins groups of instances, and belongs between the outermost backends of a node"
         )
     return groups[0]
 
@@ -147,7 +151,8 @@ def _check_depth(text: str) -> None:
             raise ConfigError(f"more than {MAX_DEPTH} brackets inside one another\n{_point(text, place)}")
 
 
-def _explain(text: str, error: lark.exceptions.UnexpectedInput) -> str:
+def mistake(text: str, error: lark.exceptions.UnexpectedInput) -> str:
+    """What is wrong with ``text`` and where, for people."""
     place = -1 if error.pos_in_stream is None else error.pos_in_stream
     if isinstance(error, lark.exceptions.UnexpectedCharacters):
         return f"{text[place]!r} at position {place} means nothing in an expression\n{_point(text, place)}"

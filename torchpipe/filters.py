@@ -5,7 +5,9 @@ from __future__ import annotations
 import enum
 import random
 from collections.abc import Callable
+from typing import Any
 
+from .parameters import Key
 from .request import Request
 
 
@@ -61,6 +63,69 @@ def half_chance(request: Request) -> Status:
     return Status.Run if random.random() < 0.5 else Status.Skip
 
 
+def result2key_1(request: Request) -> Status:
+    """No ``result``: Break. Else it becomes ``data``, is kept under ``key_1`` too, and the backend runs."""
+    status = swap(request)
+    if status is Status.Run:
+        request["key_1"] = request["result"]
+    return status
+
+
+def result2other(request: Request) -> Status:
+    """No ``result``: Break. Else it becomes ``data``, is kept under ``other`` too, and the backend runs."""
+    status = swap(request)
+    if status is Status.Run:
+        request["other"] = request["result"]
+    return status
+
+
+class Target:
+    """Only for requests whose key ``target`` has one value: for others Skip. For those the filter ``swap``.
+
+    Args:
+        target: the value; of a request's own the text is compared.
+    """
+
+    def __init__(self, target: str) -> None:
+        self.target = target
+
+    def forward(self, request: Request) -> Status:
+        if "target" not in request or str(request["target"]) != self.target:
+            return Status.Skip
+        return swap(request)
+
+
+class IsKeyExistFilter:
+    """No ``result``, or no such key in the request: Skip. Else ``result`` becomes ``data``: Run.
+
+    Args:
+        key: the name of the key.
+    """
+
+    def __init__(self, key: Key = "key") -> None:
+        self.key = key
+
+    def forward(self, request: Request) -> Status:
+        return swap(request) if "result" in request and self.key in request else Status.Skip
+
+
+class IsOtherExistFilter:
+    """No ``result``: Skip. Else it becomes ``data``, and then Run if the request has the key, else Skip.
+
+    Args:
+        other: the name of the key.
+    """
+
+    def __init__(self, other: Key = "other") -> None:
+        self.other = other
+
+    def forward(self, request: Request) -> Status:
+        if "result" not in request:
+            return Status.Skip
+        status = swap(request)
+        return status if self.other in request else Status.Skip
+
+
 def _constant(status: Status) -> Filter:
     def constant(request: Request) -> Status:
         return status
@@ -73,13 +138,16 @@ _skip, _serial_skip, _subgraph_skip, _break, _error = (
     _constant(Status[name]) for name in ("Skip", "SerialSkip", "SubGraphSkip", "Break", "Error")
 )
 
-BUILT_IN: dict[str, Filter] = {
+BUILT_IN: dict[str, Any] = {
     "swap": swap,
     "or": or_,
     "else": or_,
     "if": if_,
     "filter": if_,
     "half_chance": half_chance,
+    "result2key_1": result2key_1,
+    "result2other": result2other,
+    **{cls.__name__: cls for cls in (Target, IsKeyExistFilter, IsOtherExistFilter)},
     **dict.fromkeys(("Run", "run", "Continue"), run),
     **dict.fromkeys(("Skip", "skip"), _skip),
     **dict.fromkeys(("Break", "break"), _break),

@@ -1,59 +1,168 @@
-"""The graph: which node comes after which, checked when the pipe is built."""
+"""The graph: which nodes come after which and read from which, checked when the pipe is built."""
 
 from __future__ import annotations
 
-from .config import NodeConfig
-from .errors import ConfigError, nearest, shown
+import graphlib
+import warnings
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .errors import ConfigError, ConfigWarning, located, nearest, shown
+from .mapping import Source, parse_map
+from .node_config import NodeConfig
 
 
-def check_edges(nodes: dict[str, NodeConfig]) -> dict[str, str]:
-    """The successor of each node that has one.
+@dataclass
+class Graph:
+    """Nodes by name: what comes after and before each, and its map. All in order of declaration.
+
+    A graph may fall into several parts that have nothing to do with each other. Each part has one root and
+    one leaf.
+    """
+
+    after: dict[str, list[str]]
+    before: dict[str, list[str]]
+    maps: dict[str, tuple[Source, ...]]
+
+    @property
+    def roots(self) -> list[str]:
+        """The nodes that nothing leads to."""
+        return [name for name in self.before if not self.before[name]]
+
+    def reach(self, start: str) -> dict[str, None]:
+        """``start`` and all that comes after it, in order of declaration."""
+        return _closure(start, self.after)
+
+
+def check_graph(nodes: dict[str, NodeConfig]) -> Graph:
+    """Read ``next``, ``map`` and ``filter`` of all nodes.
 
     Raises:
-        ConfigError: for an unknown target, a cycle, a node with several successors or predecessors, or a
-            filter on a node that nothing leads to.
+        ConfigError: an unknown target or source, a cycle, a part with several roots or leaves, several
+            predecessors without a ``map``, a ``map`` that reads from a node that is no ancestor, or a
+            ``map`` or ``filter`` on a root.
     """
-    after: dict[str, str] = {}
-    before: dict[str, str] = {}
+    after = {name: _targets(node, nodes) for name, node in nodes.items()}
+    before = {name: [other for other in nodes if name in after[other]] for name in nodes}
+    _check_cycles(before)
+    graph = Graph(after, before, {})
+    _check_ends(graph)
     for name, node in nodes.items():
-        targets = [target.strip() for target in node.options.next.split(",") if target.strip()]
-        if len(targets) > 1:
+        _check_entry(node, graph)
+        if node.options.map:
+            with located(f"node {name!r}"):
+                graph.maps[name] = parse_map(node.options.map)
+                _check_sources(name, graph)
+    _warn(nodes, graph)
+    return graph
+
+
+def _targets(node: NodeConfig, nodes: dict[str, NodeConfig]) -> list[str]:
+    targets = [target.strip() for target in node.options.next.split(",") if target.strip()]
+    for target in targets:
+        if target not in nodes:
             raise ConfigError(
-                f"node {name!r}: next = {shown(node.options.next)}: branches are not available yet"
+                f"node {node.name!r}: next = {shown(target)} is no node. {nearest(target, nodes)}"
             )
+        if targets.count(target) > 1:
+            raise ConfigError(f"node {node.name!r}: next names {target!r} twice")
+    return [name for name in nodes if name in targets]
+
+
+def _check_cycles(before: dict[str, list[str]]) -> None:
+    try:
+        graphlib.TopologicalSorter(before).prepare()
+    except graphlib.CycleError as error:
+        *around, _ = error.args[1]
+        first = min(around, key=list(before).index)
+        start = around.index(first)
+        cycle = " -> ".join([*around[start:], *around[:start], first])
+        raise ConfigError(
+            f"the nodes form a cycle: {cycle}. To run nodes again, use Jump, or the key 'restart' with "
+            "'Interpreter::backend' = 'Restart'"
+        ) from None
+
+
+def _check_ends(graph: Graph) -> None:
+    root_of: dict[str, str] = {}
+    for root in graph.roots:
+        reach = graph.reach(root)
+        for name in reach:
+            other = root_of.setdefault(name, root)
+            if other != root:
+                raise ConfigError(
+                    f"node {name!r} is reached from two roots, {other!r} and {root!r}: a request starts at "
+                    "one node only. Put one node (backend = 'Identity') in front of both"
+                )
+        leaves = [name for name in reach if not graph.after[name]]
+        if len(leaves) > 1:
+            raise ConfigError(
+                f"what starts at node {root!r} ends in several nodes, {_listed(leaves)}: which one answers? "
+                "Let them lead to one more node, with a 'map' that takes what is needed from each"
+            )
+
+
+def _check_entry(node: NodeConfig, graph: Graph) -> None:
+    before = graph.before[node.name]
+    for key in ("map", "filter"):
+        value = getattr(node.options, key)
+        if value and not before:
+            raise ConfigError(f"node {node.name!r}: {key} = {shown(value)}, but nothing leads to this node")
+    if len(before) > 1 and not node.options.map:
+        example = ", ".join(f"{name}[result:{'data' if i == 0 else name}]" for i, name in enumerate(before))
+        raise ConfigError(
+            f"node {node.name!r} has several predecessors, {_listed(before)}: say what it takes from which, "
+            f"such as map = {example!r}"
+        )
+
+
+def _check_sources(name: str, graph: Graph) -> None:
+    ancestors = _closure(name, graph.before)
+    del ancestors[name]
+    for source in graph.maps[name]:
+        if source.node is not None and source.node not in ancestors:
+            if source.node in graph.after:
+                raise ConfigError(
+                    f"the map reads from {source.node!r}, which does not come before it; "
+                    f"before it come {_listed(ancestors)}"
+                )
+            raise ConfigError(
+                f"the map reads from {shown(source.node)}, which is no node. "
+                f"{nearest(source.node, ancestors)}"
+            )
+
+
+def _warn(nodes: dict[str, NodeConfig], graph: Graph) -> None:
+    for name, targets in graph.after.items():
         for target in targets:
-            if target not in nodes:
-                raise ConfigError(
-                    f"node {name!r}: next = {shown(target)} is no node. {nearest(target, nodes)}"
+            others = [other for other in targets if other != target]
+            around = [other for other in others if target in graph.reach(other)]
+            if around:
+                _say(
+                    f"node {name!r}: next = {target!r} changes nothing, since the way through {around[0]!r} "
+                    "leads there as well; a map may read from any node before it"
                 )
-            if target in before:
-                raise ConfigError(
-                    f"node {target!r} has several predecessors ({before[target]}, {name}); "
-                    "joins are not available yet"
-                )
-            after[name], before[target] = target, name
-    starts = roots(nodes, after)
-    for name in starts:
-        if nodes[name].options.filter:
-            raise ConfigError(
-                f"node {name!r}: filter = {nodes[name].options.filter!r} on a node that starts a chain"
+        if targets and nodes[name].options.filter.lower() in ("break", "error"):
+            _say(
+                f"node {name!r}: filter = {nodes[name].options.filter!r} ends every request here, so that "
+                f"{_listed(targets)} cannot be reached"
             )
-    reached = {name for start in starts for name in _chain(start, after)}
-    for name in nodes:
-        if name not in reached:  # with at most one predecessor each, what no root reaches is a cycle
-            raise ConfigError(f"the nodes form a cycle: {' -> '.join([*_chain(name, after), name])}")
-    return after
 
 
-def _chain(start: str, after: dict[str, str]) -> list[str]:
-    """``start`` and the nodes after it, up to the end or to ``start`` again."""
-    chain = [start]
-    while (following := after.get(chain[-1], start)) != start:
-        chain.append(following)
-    return chain
+def _say(text: str) -> None:
+    warnings.warn(text, ConfigWarning, stacklevel=2)
 
 
-def roots(nodes: dict[str, NodeConfig], after: dict[str, str]) -> list[str]:
-    """The nodes that nothing leads to, in order of declaration."""
-    targets = set(after.values())
-    return [name for name in nodes if name not in targets]
+def _closure(start: str, step: dict[str, list[str]]) -> dict[str, None]:
+    seen = {start}
+    todo = [start]
+    while todo:
+        for name in step[todo.pop()]:
+            if name not in seen:
+                seen.add(name)
+                todo.append(name)
+    return {name: None for name in step if name in seen}
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names))

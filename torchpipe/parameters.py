@@ -7,17 +7,31 @@ import inspect
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import pydantic
 
-from .errors import ConfigError, shown
+from .errors import ConfigError, nearest, shown
+from .request import substitute
 
 BracketText = Annotated[str, "bracket"]
 """A parameter that receives the text between the brackets as it is, such as ``a,b`` of ``Remove[a,b]``."""
 
 WholeConfig = Annotated[dict, "config"]
 """A parameter that receives every key of the node, so that no key of that node can be unknown."""
+
+EachText = Annotated[str, "each"]
+"""Text in which ``;`` parts what each instance gets; of numbers and lists that is always so."""
+
+
+def _key(text: str) -> str:
+    if not text.strip():
+        raise ValueError("a key needs a name")
+    return substitute(text.strip())
+
+
+Key = Annotated[str, pydantic.AfterValidator(_key)]
+"""The name of a key of the request; a constant such as ``TASK_BOX_KEY`` stands for its value."""
 
 Size = Annotated[int, pydantic.Field(ge=1, le=1_048_576)]
 """The width or height of an image in pixels."""
@@ -37,11 +51,33 @@ class Parameter:
     name: str
     annotation: Any
     default: Any = _MISSING
-    kind: str = "value"  # or "child", "children", "bracket", "config"
+    kind: str = "value"  # or "child", "children", "copies", "bracket", "config", "shared"
 
     @property
     def required(self) -> bool:
         return self.default is _MISSING
+
+    @property
+    def copies(self) -> str:
+        """The parameter that says how many copies of the child there are (kind "copies")."""
+        return self.annotation.__metadata__[1]
+
+    def make_shared(self) -> Any:
+        """The object that all instances of a node have in common (kind "shared"), of the annotated type."""
+        return typing.get_args(self.annotation)[0]()
+
+    @property
+    def each(self) -> bool:
+        """Whether ``;`` parts the values of the instances: wherever it could mean nothing else."""
+        if "each" in getattr(self.annotation, "__metadata__", ()):
+            return True
+        return not {str, Any, object} & set(_options(self.annotation))
+
+    @property
+    def is_list(self) -> bool:
+        return any(
+            (typing.get_origin(option) or option) in (list, tuple) for option in _options(self.annotation)
+        )
 
     @functools.cached_property
     def _adapter(self) -> pydantic.TypeAdapter:
@@ -62,7 +98,7 @@ class Parameter:
             ConfigError: naming ``where``, the parameter, the value, and what is accepted.
         """
         parts = value
-        if isinstance(value, str) and _is_list(self.annotation):
+        if isinstance(value, str) and self.is_list:
             parts = [part.strip() for part in value.split(",")] if value.strip() else []
         try:
             return self._adapter.validate_python(parts)
@@ -92,6 +128,38 @@ def parameters_of(function: Callable | type) -> dict[str, Parameter]:
     return found
 
 
+def name_arguments(
+    args: tuple[tuple[str, str], ...], declared: dict[str, Parameter], where: str
+) -> dict[str, str]:
+    """What stands between parentheses, by parameter: ``(a,k=v)`` gives ``a`` to the first that is declared.
+
+    A list, or the text between brackets, takes all values without a name that are left.
+
+    Raises:
+        ConfigError: naming ``where``, for a name that is not declared, or more values than parameters.
+    """
+    taken = {name: p for name, p in declared.items() if p.kind in ("value", "bracket")}
+    named: dict[str, str] = {}
+    unnamed: list[str] = []
+    for key, value in args:
+        if key and key not in taken:
+            raise ConfigError(f"{where}: unknown parameter {key!r}. {nearest(key, taken)}")
+        if key:
+            named[key] = value
+        elif named:
+            raise ConfigError(f"{where}: ({value}) lacks the parameter's name. {nearest('', taken)}")
+        else:
+            unnamed.append(value)
+    for name, parameter in taken.items():
+        if unnamed and name not in named:
+            many = parameter.is_list or parameter.kind == "bracket"
+            count = len(unnamed) if many else 1
+            named[name], unnamed = ",".join(unnamed[:count]), unnamed[count:]
+    if unnamed:
+        raise ConfigError(f"{where}: no parameter is left for ({unnamed[0]}). {nearest('', taken)}")
+    return named
+
+
 def _kind(annotation: Any) -> str:
     from .backends.base import Backend
 
@@ -100,14 +168,16 @@ def _kind(annotation: Any) -> str:
     if annotation == list[Backend]:
         return "children"
     metadata = getattr(annotation, "__metadata__", ())
-    return metadata[0] if metadata and metadata[0] in ("bracket", "config") else "value"
+    return metadata[0] if metadata and metadata[0] in ("bracket", "config", "copies", "shared") else "value"
 
 
-def _is_list(annotation: Any) -> bool:
+def _options(annotation: Any) -> list[Any]:
+    """The type itself and what it is made of: the members of a union, the items of a list."""
     if typing.get_origin(annotation) is Annotated:
-        annotation = typing.get_args(annotation)[0]
-    options = [annotation, *typing.get_args(annotation)]
-    return any((typing.get_origin(option) or option) in (list, tuple) for option in options)
+        return _options(typing.get_args(annotation)[0])
+    if typing.get_origin(annotation) is Literal:
+        return [annotation]
+    return [annotation, *(part for inner in typing.get_args(annotation) for part in _options(inner))]
 
 
 def _type_name(annotation: Any) -> str:

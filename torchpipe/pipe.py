@@ -15,21 +15,21 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from .backends.base import UNLIMITED, Backend
-from .config import NodeConfig, load
-from .engine.instance import Instance
-from .engine.pool import Pool, waiting
-from .engine.stage import BoundThread, Stage, Ticket
+from .backends.base import UNLIMITED
+from .config import load
+from .engine.branch import Branch, enqueue
+from .engine.journey import Journey, travel, walk
+from .engine.node import Route
+from .engine.nodes import Nodes
+from .engine.pool import waiting
+from .engine.ticket import Ticket
 from .engine.unscheduled import Unscheduled
-from .engine.walk import Journey, Node, walk
-from .errors import ConfigError, MissingKeyError, PipeClosedError, ReentryError, RequestError, nearest, note
+from .errors import MissingKeyError, PipeClosedError, ReentryError, RequestError, nearest, shown
 from .event import Event
 from .explain import Explanation, explain
-from .filters import Filter
-from .graph import check_edges, roots
-from .registry import make_filter
+from .graph import check_graph
 from .request import Request
-from .stats import stage_stats
+from .stats import node_stats
 
 CLOSED = "this pipe was closed"
 FORKED = "this pipe belongs to the process that this one was forked from"
@@ -58,35 +58,16 @@ class Pipe:
     """
 
     def __init__(self, config: Any) -> None:
-        checked = load(config)
-        self.config = checked
+        self.config = load(config)
         self._closed = ""  # why calls are refused, once they are
         self._inside: deque[None] = deque()  # its length is the number of requests inside
         # Stepping an iterator counts one in; a call could be interrupted before the try that counts it out.
         self._count_in = iter(functools.partial(self._inside.append, None), False)
         self._closing = threading.Lock()
         self._released = False
-        self._threads: list[BoundThread] = []
-        self._backends: list[Backend] = []
-        self._unscheduled: Unscheduled | None = None
-        after = check_edges(checked.nodes)
-        total = sum(node.options.instance_num for node in checked.nodes.values())
-        self._pool = Pool(total, "torchpipe")
-        self._nodes: dict[str, Node] = {}
-        try:
-            for name, node in checked.nodes.items():
-                if checked.unscheduled:
-                    self._unscheduled = Unscheduled(name, node.blueprint.build(0, self._backends))
-                else:
-                    self._nodes[name] = self._build_node(node)
-            for name, following in after.items():
-                target, config = self._nodes[following], checked.nodes[following]
-                self._nodes[name].next = target
-                target.filter = _make_filter(config)
-        except BaseException:
-            self._release()
-            raise
-        self._roots = roots(checked.nodes, after)
+        graph = check_graph(self.config.nodes)
+        self._nodes = Nodes(self.config, graph)
+        self._roots = graph.roots
         self._built = True
         _open.add(self)
 
@@ -155,19 +136,23 @@ class Pipe:
 
     def max(self) -> int:
         """The most requests that a list call takes at once: any number, but for an unscheduled backend."""
-        return self._unscheduled.backend.max if self._unscheduled else UNLIMITED
+        return self._unscheduled.max if self._unscheduled else UNLIMITED
 
     def min(self) -> int:
         """The fewest requests that a list call takes: 1, but for an unscheduled backend."""
-        return self._unscheduled.backend.min if self._unscheduled else 1
+        return self._unscheduled.min if self._unscheduled else 1
 
     def explain(self) -> Explanation:
         """What was understood: nodes, backends, parameters and where they came from. Print it."""
-        return explain(self.config, {name: node.stage.max for name, node in self._nodes.items()})
+        maxima = {} if self._unscheduled else {name: stage.max for name, stage in self._nodes.stages.items()}
+        return explain(self.config, maxima)
 
     def stats(self) -> dict[str, dict[str, Any]]:
-        """By node: requests, errors, queue, batches and why each was closed, costs, times (milliseconds)."""
-        return {name: stage_stats(node.stage) for name, node in self._nodes.items()}
+        """By node: requests, errors, queue, batches and why each was closed, costs, times (milliseconds).
+
+        Nodes that share instances show the same figures; of a Jump only what it sent is counted.
+        """
+        return node_stats(self._nodes)
 
     # Ending
 
@@ -183,7 +168,7 @@ class Pipe:
         if self._closed == FORKED:
             return
         self._closed = CLOSED
-        if any(node.stage.runs_here() for node in self._nodes.values()):
+        if any(stage.runs_here() for stage in self._nodes.stages.values()):
             raise ReentryError(
                 "close() from inside a backend of this pipe; it is shut now, close it elsewhere"
             )
@@ -195,7 +180,7 @@ class Pipe:
         with self._closing:
             if not self._released:
                 self._released = True
-                self._release()
+                self._nodes.release()
 
     def __enter__(self) -> Pipe:
         return self
@@ -210,74 +195,90 @@ class Pipe:
 
     # Inside
 
-    def _build_node(self, node: NodeConfig) -> Node:
-        options, blueprint = node.options, node.blueprint
-        where = f"node {node.name!r}, backend {blueprint.component}"
-        owned = self._backends  # not self: a bound instance's thread must not keep the pipe alive
+    @property
+    def _unscheduled(self) -> Unscheduled | None:
+        if not self.config.unscheduled:
+            return None
+        (stage,) = self._nodes.stages.values()
+        assert isinstance(stage, Unscheduled)
+        return stage
 
-        def build(index: int) -> Instance:
-            backend = blueprint.build(index, owned)
-            if backend.min > 1:
-                raise ConfigError(
-                    f"{where} takes at least {backend.min} requests at once, so a single one could never run"
-                )
-            return Instance(backend, where, options.on_error == "split")
-
-        indices = range(options.instance_num)
-        threads = []
-        instances = []
-        for index in indices:  # one after the other: many libraries cannot load two models at once
-            if blueprint.bound:
-                threads.append(BoundThread(f"torchpipe-{node.name}-{index}", functools.partial(build, index)))
-                self._threads.append(threads[-1])
-                instances.append(threads[-1].built())
-            else:
-                instances.append(build(index))
-        stage = Stage(node.name, instances, blueprint.bound, options.batching_timeout / 1000, self._pool)
-        for instance, thread in zip(instances, threads, strict=False):
-            stage.threads[instance] = thread
-            thread.attach(stage)
-        return Node(node.name, stage)
-
-    def _prepare(self, given: Request) -> tuple[Request, Node | None]:
-        """The pipe's own copy of a request, and the node where it starts."""
+    def _prepare(self, given: Request) -> tuple[Request, Route]:
+        """The pipe's own copy of a request, and the way that it takes."""
         given.pop("result", None)
         if "data" not in given:
             raise MissingKeyError(
                 f"the request has no 'data'; its keys: {', '.join(map(repr, given)) or 'none'}"
             )
         request = dict(given)
-        return request, self._node_for(request)
+        return request, self._route_of(request)
 
-    def _node_for(self, request: Request) -> Node | None:
+    def _route_of(self, request: Request) -> Route:
         if len(self.config.nodes) == 1:
-            return self._nodes.get(self._roots[0])
+            return self._nodes.route(self._roots[0])
         name = request.get("node_name")
         if name is None:
             if len(self._roots) > 1:
                 raise MissingKeyError(f"set 'node_name' in the request to one of {', '.join(self._roots)}")
             name = self._roots[0]
+        return self._route_to(name, "node_name")
+
+    def _route_to(self, name: Any, key: str) -> Route:
         try:
-            return self._nodes[name]
+            return self._nodes.route(name)
         except (KeyError, TypeError):
             raise MissingKeyError(
-                f"node_name = {name!r} is no node. {nearest(str(name), self._nodes)}"
+                f"{key} = {shown(name)} is no node. {nearest(str(name), self._nodes.by_name)}"
             ) from None
+
+    def _restarted(self, request: Request) -> Route | None:
+        """The way that a request takes once more, if it asks for that under the key ``restart``."""
+        key = self.config.restart
+        if key is None or key not in request or "result" not in request:
+            return None
+        route = self._route_to(request.pop(key), key)
+        request["data"] = request.pop("result")
+        return route
 
     def _call_one(self, given: Request) -> None:
         for _ in self._count_in:
             break
         try:
             self._refuse_closed()
-            request, node = self._prepare(given)
-            if self._unscheduled is not None:
-                self._unscheduled.run([request])
-            else:
-                walk(request, node)
-            request.pop("data", None)
-            given.update(request)
+            request, route = self._prepare(given)
+            while route.line is not None:
+                walk(request, route.line)
+                again = self._restarted(request) if self.config.restart else None
+                if again is None:
+                    request.pop("data", None)
+                    given.update(request)
+                    return
+                route = again
+            self._call_branched(given, request, route)
         finally:
             self._inside.pop()
+
+    def _call_branched(self, given: Request, request: Request, route: Route) -> None:
+        """The caller's thread goes along, but for the main one: an interrupt could make it leave a branch."""
+        outcome: list[BaseException | None] = []
+        finished = threading.Lock()
+        finished.acquire()
+
+        def done(index: int, error: BaseException | None) -> None:
+            outcome.append(error)
+            finished.release()
+
+        for node in route.everything():
+            node.stage.refuse_reentry()
+        send_on = enqueue if threading.current_thread() is threading.main_thread() else travel
+        self._start([given], done, prepared=[(request, route)], send_on=send_on)
+        with waiting():
+            finished.acquire()  # ended by the journey's done
+        try:
+            if outcome[0] is not None:
+                raise outcome[0]
+        finally:
+            outcome.clear()  # a traceback holds this frame: no cycle may keep the request alive
 
     def _call_list(self, given: list[Request]) -> None:
         if self._unscheduled is not None and given:
@@ -297,10 +298,9 @@ class Pipe:
             if not left:
                 finished.set()
 
-        for node in {self._node_for(request) for request in given}:
-            while node is not None:
+        for route in {self._route_of(request) for request in given}:
+            for node in route.everything():
                 node.stage.refuse_reentry()
-                node = node.next
         self._start(given, done)
         with waiting():
             finished.wait()  # ended by the last request's done
@@ -318,7 +318,7 @@ class Pipe:
         try:
             self._refuse_closed()
             requests = [self._prepare(request)[0] for request in given]
-            unscheduled.run(requests)
+            unscheduled.run_all(requests)
             for request, computed in zip(given, requests, strict=True):
                 _fill_in(request, computed)
         finally:
@@ -343,93 +343,86 @@ class Pipe:
         done: Callable[[int, BaseException | None], None],
         cancelled: Callable[[], bool] = bool,
         wanted: Callable[[], bool] = lambda: True,
+        prepared: list[tuple[Request, Route]] | None = None,
+        send_on: Callable[[list[Ticket]], None] = enqueue,
     ) -> None:
         """Send requests on their way; ``done(index, error)`` is called for each when it is over.
 
         ``cancelled()`` is asked before each node. ``wanted()`` is asked once, at the end: from then on a
         request cannot be cancelled any more; if it was, nothing is filled in and nobody is told.
         """
-        self._pool.grow()  # if the system has no thread left this is the time to say so
-        tickets: list[Ticket] = []
+        self._nodes.pool.grow()  # if the system has no thread left this is the time to say so
+        tickets: list[Ticket] | None = None
+        # one for each request, taken by whoever counts it out
+        counted: list[list[None]] = [[None] for _ in given]
         for _ in iter(functools.partial(self._inside.extend, [None] * len(given)), False):
             break  # an iterator for the same reason as _count_in
         try:
-            self._refuse_closed()
-            prepared = [self._prepare(request) for request in given]
-            by_stage: dict[Stage, list[Ticket]] = {}
-            for index, (request, node) in enumerate(prepared):
+            if prepared is None:  # else it was let in before
+                self._refuse_closed()
+            branches: list[Branch] = []
+            for index, (request, route) in enumerate(prepared or map(self._prepare, given)):
                 request.pop("event", None)
-                finish = functools.partial(self._finish, given[index], request, index, done, wanted)
-                if node is None:
-                    tickets.append(Ticket(request))
-                    self._pool.put(functools.partial(self._run_unscheduled, tickets[-1], finish))
-                    continue
-                stage, ticket = Journey(request, node, finish, cancelled).ticket()  # type: ignore[misc]
-                tickets.append(ticket)
-                by_stage.setdefault(stage, []).append(ticket)
-            for stage, together in by_stage.items():
-                stage.submit(together)
+                finish = _Finish(self, given[index], counted[index], index, done, cancelled, wanted)
+                branches += Journey(route, finish, cancelled).start(request)
+            tickets = [Ticket(branch.request, branch) for branch in branches]
+            send_on(tickets)
         except BaseException:  # an interrupt, too: what nobody has taken yet is counted out here
-            unsent = len(given) - len(tickets) + sum(ticket.withdraw() for ticket in tickets)
-            for _ in range(unsent):
-                self._inside.pop()
+            if tickets is None:
+                for one in counted:
+                    self._count_out(one)
+            for ticket in tickets or ():
+                if ticket.claim():
+                    assert ticket.branch is not None
+                    ticket.branch.drop()
             raise
 
-    def _finish(
-        self,
-        given: Request,
-        computed: Request,
-        index: int,
-        done: Callable[[int, BaseException | None], None],
-        wanted: Callable[[], bool],
-        error: BaseException | None,
-    ) -> None:
-        """A request is over: fill in the caller's dict, count it out, and say so."""
-        tell = False
+    def _count_out(self, counted: list[None]) -> None:
         try:
-            tell = wanted()
-            if tell and error is None:
-                _fill_in(given, computed)
-        finally:
-            self._inside.pop()
-            if tell:
-                done(index, error)
-
-    def _run_unscheduled(self, ticket: Ticket, done: Callable[[BaseException | None], None]) -> None:
-        assert self._unscheduled is not None
-        if not ticket.withdraw():
+            counted.pop()
+        except IndexError:
             return
-        error: BaseException | None = None
-        try:
-            self._unscheduled.run([ticket.request])
-        except BaseException as raised:
-            error = raised
-        done(error)
+        self._inside.pop()
 
     def _refuse_closed(self) -> None:
         if self._closed:
             raise PipeClosedError(f"{self._closed}; build a new one")
 
-    def _release(self) -> None:
-        self._pool.close()
-        for thread in self._threads:
-            thread.close()
-        errors = []
-        for backend in self._backends:
+
+class _Finish:
+    """What happens when a request's journey is over: again, or fill in the caller's dict and say so."""
+
+    def __init__(
+        self,
+        pipe: Pipe,
+        given: Request,
+        counted: list[None],
+        index: int,
+        done: Callable[[int, BaseException | None], None],
+        cancelled: Callable[[], bool],
+        wanted: Callable[[], bool],
+    ) -> None:
+        self._pipe, self._given, self._counted, self._index = pipe, given, counted, index
+        self._done, self._cancelled, self._wanted = done, cancelled, wanted
+
+    def __call__(self, computed: Request, error: BaseException | None) -> list[Branch]:
+        if error is None and self._pipe.config.restart and not self._cancelled():
             try:
-                backend.close()
-            except Exception as error:
-                errors.append(error)
-        if errors:
-            raise errors[0]
-
-
-def _make_filter(node: NodeConfig) -> Filter:
-    try:
-        return make_filter(node.options.filter or "swap", node.blueprint.scope.whole)
-    except Exception as error:
-        note(error, f"while making the filter of node {node.name!r}")
-        raise
+                route = self._pipe._restarted(computed)
+                if route is not None:
+                    return Journey(route, self, self._cancelled).start(computed)
+            except BaseException as raised:
+                error = raised
+        tell = False
+        try:
+            tell = self._wanted()
+            if tell and error is None:
+                _fill_in(self._given, computed)
+        finally:
+            self._pipe._count_out(self._counted)
+            if tell:
+                self._done(self._index, error)
+        return []
 
 
 def _notify(event: Event, index: int, error: BaseException | None) -> None:

@@ -110,7 +110,7 @@ def _named(section: str) -> dict[str, str]:
 
 def _range(cls: type[Backend]) -> str:
     declared = parameters_of(cls)
-    if any(parameter.kind in ("child", "children") for parameter in declared.values()):
+    if any(parameter.kind in ("child", "children", "copies") for parameter in declared.values()):
         return "as its children allow"
     if "max" in declared:
         return "1 to max"
@@ -123,11 +123,13 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
     kinds = {
         "child": "a backend, between the brackets",
         "children": "backends, between the brackets",
+        "shared": "one object that all instances have in common",
+        "copies": "a backend, between the brackets, or one for each copy",
         "bracket": "the text between the brackets",
         "config": "every key of the node",
     }
     return {
         "accepts": kinds.get(parameter.kind) or parameter.accepts,
-        "required": parameter.required and parameter.kind != "config",
+        "required": parameter.required and parameter.kind not in ("config", "shared"),
         "default": None if parameter.required else parameter.default,
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import pkgutil
 import re
@@ -9,9 +10,10 @@ import threading
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from .errors import ConfigError, nearest, shown
-from .expression import WORD
+from .errors import ConfigError, located, nearest, shown
+from .expression import WORD, parse
 from .filters import BUILT_IN, Filter
+from .parameters import name_arguments, parameters_of
 
 if TYPE_CHECKING:
     from .backends.base import Backend
@@ -131,27 +133,60 @@ def original(name: str) -> Any:
         raise ConfigError(f"no Python class is registered as {name!r}. {nearest(name, _originals)}") from None
 
 
-def find_filter(text: str) -> Any:
-    """What ``text`` names: a built-in filter, a registered function or class; ``Python[name]`` too."""
-    text = "".join(text.split())
-    user = text.startswith("Python[") and text.endswith("]")
-    name = text[len("Python[") : -1] if user else text
-    known = _filters if user else {**BUILT_IN, **_filters}
-    try:
-        return known[name]
-    except KeyError:
-        raise ConfigError(f"unknown filter {shown(text)}. {nearest(name, known)}") from None
+def filter_settings(text: str, find: Callable[..., tuple | None]) -> tuple[dict[str, Any], bool]:
+    """The parameters of the filter that ``text`` names, and whether it wants to see every key of its node.
+
+    ``text`` is ``name``, ``name(k=v)``, ``Python[name]`` or ``Python(k=v)[name]``. ``find(*keys)`` gives the
+    value of the first of these keys that is set, and where.
+
+    Raises:
+        ConfigError: for an unknown filter, and a parameter that is unknown, missing or out of range.
+    """
+    name, target, args = _find_filter(text)
+    where = f"filter {name}"
+    declared = parameters_of(target) if isinstance(target, type) else {}
+    private = name_arguments(args, declared, where)
+    values = {}
+    for key, parameter in declared.items():
+        if parameter.kind == "config":
+            continue
+        value, _ = (
+            (private[key], "") if key in private else find(f"{name}::{key}", key) or (parameter.default, "")
+        )
+        if value is not parameter.default:
+            values[key] = parameter.coerce(value, where)
+        elif parameter.required:
+            raise ConfigError(f"{where}: {key} is required (accepts {parameter.accepts})")
+    return values, hasattr(target, "init") or any(p.kind == "config" for p in declared.values())
 
 
 def make_filter(text: str, config: dict) -> Filter:
-    """The filter that ``text`` names; of a class an instance that has seen ``config``."""
-    target = find_filter(text)
-    if isinstance(target, type):
-        made = target()
-        if hasattr(made, "init"):
-            made.init(config)
-        return made.forward
-    return target
+    """The filter that ``text`` names; of a class an instance with its parameters out of ``config``."""
+    target = _find_filter(text)[1]
+    if not isinstance(target, type):
+        return target
+    values, _ = filter_settings(
+        text, lambda *keys: next(((config[k], "") for k in keys if k in config), None)
+    )
+    whole = {key: dict(config) for key, p in parameters_of(target).items() if p.kind == "config"}
+    made = target(**values, **whole)
+    if hasattr(made, "init"):
+        made.init(config)
+    return made.forward
+
+
+def _find_filter(text: str) -> tuple[str, Any, tuple[tuple[str, str], ...]]:
+    """The name in ``text``, the built-in, registered function or class that has it, and the arguments."""
+    with located(f"filter {shown(text)}"):
+        component = parse(text)
+    written = str(dataclasses.replace(component, args=()))
+    user = component.name == "Python" and bool(component.children)
+    name = component.bracket if user else written
+    known = _filters if user else {**BUILT_IN, **_filters}
+    try:
+        return name, known[name], component.args
+    except KeyError:
+        raise ConfigError(f"unknown filter {shown(written)}. {nearest(name, known)}") from None
 
 
 def load_built_in() -> None:

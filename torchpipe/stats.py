@@ -7,7 +7,19 @@ from collections.abc import Iterable
 from typing import Any
 
 from .engine.instance import KEPT
+from .engine.nodes import Nodes
 from .engine.stage import Stage
+
+
+def node_stats(nodes: Nodes) -> dict[str, dict[str, Any]]:
+    """The figures of all nodes that have any: what runs without a scheduler is not counted."""
+    figures: dict[str, dict[str, Any]] = {}
+    for name, node in nodes.by_name.items():
+        if node.jump is not None:
+            figures[name] = node.tally.figures()
+        elif isinstance(node.stage, Stage):
+            figures[name] = stage_stats(node.stage)
+    return figures
 
 
 def stage_stats(stage: Stage) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ..errors import note
 from ..filters import Filter
 from ..request import Request
 
@@ -30,11 +31,14 @@ class Backend:
         min: the fewest (default 1).
         bound: whether an instance must be built and always run on one and the same thread (default False:
             any thread runs it, one at a time).
+        shared: whether several threads may be in ``forward`` of one instance at once (default False); what
+            ``Parallel[X]`` asks of X.
     """
 
     max: int = 1
     min: int = 1
     bound: bool = False
+    shared: bool = False
     label: str = ""  # how it is written in the configuration, for messages
     filter: Filter | None = None  # what stands in front of it in the expression
 
@@ -47,3 +51,13 @@ class Backend:
 
     def close(self) -> None:
         """Release what the backend holds; called once, when its pipe is closed."""
+
+
+def run_in_pieces(child: Backend, batch: list[Request]) -> None:
+    """Run a child that takes single requests on a batch of any size; what it raises names it."""
+    try:
+        for start in range(0, len(batch), child.max):
+            child.forward(batch[start : start + child.max])
+    except Exception as error:
+        note(error, f"while processing backend {child.label}")
+        raise

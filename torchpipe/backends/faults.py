@@ -11,7 +11,13 @@ from .base import Backend
 
 @built_in()
 class C10Exception(Backend):
-    """Always raises IndexError, as an index error of torch would arrive."""
+    """Always raises IndexError, as an index error of torch would arrive.
+
+    Example:
+        >>> run("C10Exception", {"data": 1})
+        Traceback (most recent call last):
+        IndexError: C10Exception always raises
+    """
 
     def forward_one(self, request: Request) -> None:
         raise IndexError("C10Exception always raises")
@@ -19,7 +25,13 @@ class C10Exception(Backend):
 
 @built_in()
 class RuntimeError(Backend):
-    """Always raises RuntimeError."""
+    """Always raises RuntimeError.
+
+    Example:
+        >>> run("RuntimeError", {"data": 1})
+        Traceback (most recent call last):
+        RuntimeError: this backend always raises
+    """
 
     def forward_one(self, request: Request) -> None:
         raise builtins.RuntimeError("this backend always raises")
@@ -27,7 +39,13 @@ class RuntimeError(Backend):
 
 @built_in()
 class InvalidArgumentError(Backend):
-    """Always raises ValueError."""
+    """Always raises ValueError.
+
+    Example:
+        >>> run("InvalidArgumentError", {"data": 1})
+        Traceback (most recent call last):
+        ValueError: InvalidArgumentError always raises
+    """
 
     def forward_one(self, request: Request) -> None:
         raise ValueError("InvalidArgumentError always raises")

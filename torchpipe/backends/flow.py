@@ -1,4 +1,4 @@
-"""Backends that move requests rather than compute: Identity, Sequential, Max, Sleep."""
+"""Backends that pass requests on rather than compute: Identity, Sequential, Sleep, guards and helpers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from ..errors import ConfigError, FilterError, note
+from ..errors import ConfigError, FilterError, NoResultError, note
 from ..filters import Status, swap
 from ..parameters import Count
 from ..registry import built_in
@@ -18,9 +18,15 @@ from .base import UNLIMITED, Backend
 
 @built_in()
 class Identity(Backend):
-    """``result`` = ``data``. The default backend of a node."""
+    """``result`` = ``data``. The default backend of a node.
+
+    Example:
+        >>> run("Identity", {"data": 1})["result"]
+        1
+    """
 
     max = UNLIMITED
+    shared = True
 
     def forward(self, batch: list[Request]) -> None:
         for request in batch:
@@ -28,10 +34,32 @@ class Identity(Backend):
 
 
 @built_in()
+class Identities(Identity):
+    """``result`` = ``data``, for up to ``max`` requests at once.
+
+    Args:
+        max: the most requests that are taken at once.
+
+    Example:
+        >>> run("Identities", {"data": 1}, max=4)["result"]
+        1
+    """
+
+    def __init__(self, max: Count) -> None:
+        self.max = max
+
+
+@built_in()
 class Empty(Backend):
-    """Does nothing at all, so there is no ``result``."""
+    """Does nothing at all, so there is no ``result``.
+
+    Example:
+        >>> "result" in run("Empty", {"data": 1})
+        False
+    """
 
     max = UNLIMITED
+    shared = True
 
     def forward(self, batch: list[Request]) -> None:
         pass
@@ -51,10 +79,15 @@ class Sequential(Backend):
 
     Raises:
         ConfigError: a filter on the first child, or two children whose limits do not go together.
+
+    Example:
+        >>> run("S[Add[a:1],(or)RuntimeError,Identity]", {"data": 5})
+        {'data': 5, 'a': '1', 'result': 5}
     """
 
     def __init__(self, children: list[Backend]) -> None:
         self.children = children
+        self.shared = all(child.shared for child in children)
         if children[0].filter is not None:
             raise ConfigError("the first child of Sequential cannot have a filter: nothing came before it")
         limited = [child for child in children if child.max not in (1, UNLIMITED)]
@@ -117,37 +150,18 @@ class Sequential(Backend):
 
 
 @built_in()
-class Max(Backend):
-    """Takes up to ``max`` requests and feeds them to its child in pieces of the child's own limit.
-
-    Args:
-        inner: a backend that takes single requests.
-        max: the most that are taken at once.
-    """
-
-    def __init__(self, inner: Backend = "Identity", max: Count = UNLIMITED) -> None:  # type: ignore[assignment]
-        if inner.min != 1:
-            raise ConfigError(
-                f"Max: its child must take single requests, {inner.label} takes {inner.min} or more"
-            )
-        self.inner, self.max = inner, max
-
-    def forward(self, batch: list[Request]) -> None:
-        step = self.inner.max
-        for start in range(0, len(batch), step):
-            self.inner.forward(batch[start : start + step])
-
-    def close(self) -> None:
-        self.inner.close()
-
-
-@built_in()
 class Sleep(Backend):
     """Waits, then ``result`` = ``data``.
 
     Args:
         time: milliseconds; ``Sleep::time`` in a configuration addresses it.
+
+    Example:
+        >>> run("Sleep", {"data": 1}, time=0.5)["result"]
+        1
     """
+
+    shared = True
 
     def __init__(self, time: Annotated[float, Field(ge=0, le=3_600_000)] = 10.0) -> None:
         self.seconds = time / 1000
@@ -155,3 +169,82 @@ class Sleep(Backend):
     def forward_one(self, request: Request) -> None:
         time.sleep(self.seconds)
         request["result"] = request["data"]
+
+
+@built_in()
+class CatSplit(Backend):
+    """Joins the requests of a batch into one, computes that, and splits the outcome: ``CatSplit[A,B,C]``.
+
+    A gets the whole batch and leaves the joined ``result`` in its first request. B gets that request alone,
+    with it as ``data``. C gets the whole batch, with what B computed as ``data`` of the first request, and
+    gives each its ``result``. The whole takes as many requests at once as B.
+
+    Args:
+        cat: joins; takes any number at once.
+        infer: computes.
+        split: parts; takes any number at once.
+
+    Raises:
+        ConfigError: A or C does not take any number.
+        NoResultError: one of the three left no ``result``.
+
+    Example:
+        >>> run("CatSplit[Identity,Add[ran:once],Identity]", {"data": 1})
+        {'data': 1, 'ran': 'once', 'result': 1}
+    """
+
+    def __init__(self, cat: Backend, infer: Backend, split: Backend) -> None:
+        for child in (cat, split):
+            if child.max != UNLIMITED or child.min != 1:
+                raise ConfigError(
+                    f"CatSplit: {child.label} must take any number of requests at once, "
+                    f"not {child.min} to {child.max}"
+                )
+        self.steps = (cat, infer, split)
+        self.min, self.max = infer.min, infer.max
+        self.shared = all(child.shared for child in self.steps)
+
+    def forward(self, batch: list[Request]) -> None:
+        first = batch[:1]
+        for child, given, answered in zip(
+            self.steps, (batch, first, batch), (first, first, batch), strict=True
+        ):
+            if child is not self.steps[0]:
+                swap(batch[0])
+            for request in batch:
+                request.pop("result", None)
+            try:
+                child.forward(given)
+                if not all("result" in request for request in answered):
+                    raise NoResultError(f"{child.label} gave no result")
+            except Exception as error:
+                note(error, f"while processing backend {child.label}")
+                raise
+
+    def close(self) -> None:
+        with contextlib.ExitStack() as stack:
+            for child in reversed(self.steps):
+                stack.callback(child.close)
+
+
+@built_in()
+class CopySplit(Backend):
+    """``result`` is a list that holds ``data`` several times: something to try MapReduce with.
+
+    Args:
+        split_size: how many times.
+
+    Example:
+        >>> run("CopySplit", {"data": 1}, split_size=3)["result"]
+        [1, 1, 1]
+    """
+
+    max = UNLIMITED
+    shared = True
+
+    def __init__(self, split_size: Annotated[int, Field(ge=1, le=1024)] = 1) -> None:
+        self.split_size = split_size
+
+    def forward(self, batch: list[Request]) -> None:
+        for request in batch:
+            request["result"] = [request["data"]] * self.split_size

@@ -81,6 +81,7 @@ def _is_v0_class(target: Any) -> bool:
 
 
 def _derive(name: str, target: Any, bases: tuple[type, ...], members: dict[str, Any]) -> type[Backend]:
+    members["shared"] = getattr(target, "shared", False)
     members["__doc__"] = getattr(target, "__doc__", None)
     members["__module__"] = getattr(target, "__module__", __name__)
     return type(name, bases, members)

@@ -9,16 +9,16 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from time import perf_counter
-from typing import TYPE_CHECKING
 
-from ..errors import ReentryError
+from ..errors import ReentryError, note
 from ..request import Request
 from .batching import Patience
+from .branch import go_on
+from .free import FreeByRange
 from .instance import Instance
-from .pool import Pool, run_job, waiting
-
-if TYPE_CHECKING:
-    from .walk import Journey
+from .pool import Pool, waiting
+from .selection import InOrder
+from .ticket import Ticket
 
 QUICK = 50e-6
 """A caller runs batches of fewer seconds than this for others too: waking a thread costs as much."""
@@ -30,35 +30,6 @@ FAVOUR = 1e-3
 """How long a caller whose own request is done goes on working for others, in seconds."""
 
 
-class Ticket:
-    """One request that waits at a stage. Whoever claims it first, a batch or its giving up, has it."""
-
-    __slots__ = ("_claim", "arrived", "error", "journey", "request", "wake")
-
-    def __init__(self, request: Request, journey: Journey | None = None) -> None:
-        self.request = request
-        self.arrived = perf_counter()
-        self.journey = journey  # goes on with the request; None: its thread is waiting
-        self.error: BaseException | None = None
-        self._claim = threading.Lock()
-        if journey is None:
-            self.wake = threading.Lock()
-            self.wake.acquire()
-
-    def withdraw(self) -> bool:
-        """Give it up; False if a batch has it already."""
-        return self._claim.acquire(blocking=False)
-
-    def claim(self) -> bool:
-        """Take it for a batch; False if it was given up or cancelled, or another batch has it."""
-        if not self.withdraw():
-            return False
-        if self.journey is not None and self.journey.cancelled():
-            self.journey.done(None)
-            return False
-        return True
-
-
 class Stage:
     """A node's instances and queue. There is no scheduler thread: callers run batches and wake each other.
 
@@ -67,17 +38,30 @@ class Stage:
     thread, which Ctrl-C can interrupt between any two steps, runs at most its own request alone.
     """
 
-    def __init__(self, name: str, instances: list[Instance], bound: bool, timeout: float, pool: Pool) -> None:
+    def __init__(
+        self,
+        name: str,
+        instances: list[Instance],
+        timeout: float,
+        pool: Pool,
+        threads: dict[Instance, BoundThread],
+        selection: InOrder | None = None,
+    ) -> None:
         self.name = name
         self.instances = instances
-        self.max = min(instance.max for instance in instances)
+        self.max = max(instance.max for instance in instances)
         self.timeout = timeout if self.max > 1 else 0.0
         self.patience = Patience()
         self.pending: deque[Ticket] = deque()
-        self.free: deque[Instance] = deque(instances)
         self.pool = pool
-        self.bound = bound
-        self.threads: dict[Instance, BoundThread] = {}
+        self.threads = threads  # of the bound instances
+        self.selection = selection or InOrder()
+        self._admit = None if selection is None else selection.admit
+        uniform = len({(instance.max, instance.min) for instance in instances}) == 1
+        self.free: deque[Instance] | FreeByRange = deque(instances) if uniform else FreeByRange(instances)
+        self._pop_fitting: Callable[[int], Instance] = (
+            self.free.pop if isinstance(self.free, FreeByRange) else lambda size: self.free.pop()
+        )
         self._collecting: threading.Lock | None = None  # the bell of a batch that waits for company
         self._enough = 1  # how many must have come for an arrival to ring it
         self._pop_free = iter(self.free.pop, None)
@@ -90,7 +74,7 @@ class Stage:
             instance, wait = None, False
             if self.timeout:
                 self.patience.arrivals.add(perf_counter())
-            if not (self.pending or self.bound or self._collecting):
+            if not (self.pending or self.threads or self._collecting or self._admit):
                 # An iterator, because an interrupt cannot strike between its step and the try below: after
                 # a call it could, and would lose the instance.
                 try:
@@ -119,16 +103,38 @@ class Stage:
             raise
 
     def submit(self, tickets: list[Ticket]) -> None:
-        """Queue requests that no thread waits for; their journey goes on when they are done."""
+        """Queue requests that no thread waits for; their branches go on when they are done."""
         if self.timeout:
             self.patience.arrivals.add(perf_counter())
+        if self._admit is not None:
+            tickets = self._admitted(tickets)
         self.pending.extend(tickets)
         self._ring()
         if self.free:
             self.pool.put(self.dispatch)
 
+    def _admitted(self, tickets: list[Ticket]) -> list[Ticket]:
+        admitted = []
+        for ticket in tickets:
+            error = self._refusal(ticket)
+            if error is None:
+                admitted.append(ticket)
+            elif ticket.claim():
+                self._tell([ticket], [error])
+        return admitted
+
+    def _refusal(self, ticket: Ticket) -> BaseException | None:
+        try:
+            self.selection.admit(ticket)
+        except BaseException as error:
+            note(error, f"in front of node {self.name!r}")
+            return error
+        return None
+
     def _run_queued(self, request: Request) -> None:
         ticket = Ticket(request)
+        if self._admit is not None and (error := self._refusal(ticket)) is not None:
+            raise error
         self.refuse_reentry()
         try:
             self.pending.append(ticket)
@@ -139,7 +145,7 @@ class Stage:
             with waiting():
                 ticket.wake.acquire()  # ended by whoever serves the ticket
         except BaseException:
-            ticket.withdraw()  # if that fails a batch has it, and its outcome is dropped
+            ticket.claim()  # if that fails a batch has it, and its outcome is dropped
             raise
         if ticket.error is not None:
             try:
@@ -176,13 +182,13 @@ class Stage:
         until = perf_counter() + FAVOUR
         while self.pending:
             try:
-                instance = self.free.pop()
+                instance = self._pop_fitting(len(self.pending))
             except IndexError:
                 return  # whoever has one looks here after freeing it
-            tickets = self._take(instance.costs.best_size(len(self.pending), self.max))
+            tickets = self._take_for(instance)
             if not tickets:
                 self.free.append(instance)
-            elif self.bound:
+            elif instance in self.threads:
                 self.threads[instance].inbox(tickets)
             elif mine or own in tickets or (instance.floor < QUICK and perf_counter() < until):
                 self._share()
@@ -216,45 +222,58 @@ class Stage:
         self.free.append(instance)
         if self._collecting is not None:
             self._ring()
-        self._finish(tickets, errors)
+        self._tell(tickets, errors)
 
-    def _finish(self, tickets: list[Ticket], errors: list[BaseException | None] | None) -> None:
-        mine = self.pool.mine()
+    def _tell(self, tickets: list[Ticket], errors: list[BaseException | None] | None) -> None:
+        """A batch is done: wake those who wait, and send on what nobody waits for."""
+        arrivals = []
         for i, ticket in enumerate(tickets):
             error = errors[i] if errors is not None else None
-            if ticket.journey is None:
+            if ticket.branch is None:
                 ticket.error = error
                 ticket.wake.release()
-            elif mine:
-                run_job(functools.partial(ticket.journey.resume, error))
             else:
-                self.pool.put(functools.partial(ticket.journey.resume, error))
+                arrivals.append((ticket.branch, error))
+        if arrivals and self.pool.mine():
+            go_on(arrivals)
+        elif arrivals:
+            self.pool.put(functools.partial(go_on, arrivals))
+
+    def _take_for(self, instance: Instance) -> list[Ticket]:
+        """The next batch of an instance; empty if fewer are left than it takes."""
+        room = self.selection.room(instance, len(self.pending))
+        tickets = self._take(max(room, instance.min))
+        if len(tickets) >= instance.min:
+            return tickets
+        for ticket in reversed(tickets):
+            ticket.put_back()
+            self.pending.appendleft(ticket)
+        return []
 
     def _take(self, room: int) -> list[Ticket]:
-        """Up to ``room`` of the requests that wait, the oldest first; those given up are dropped."""
-        tickets: list[Ticket] = []
-        while len(tickets) < room:
-            try:
-                ticket = self.pending.popleft()
-            except IndexError:
-                break
-            if ticket.claim():
-                tickets.append(ticket)
+        """Requests that wait, for up to ``room`` in a batch; those whose journey is over are dropped."""
+        tickets, dropped = self.selection.take(self.pending, room)
+        for ticket in dropped:
+            assert ticket.branch is not None
+            ticket.branch.drop()
         return tickets
 
     def _fill(self, instance: Instance, tickets: list[Ticket]) -> str:
         """Let a batch wait for company where that pays; why it was closed."""
         timed_out = False
-        if self.timeout and len(tickets) < self.max and not self.pending and self._collecting is None:
+        if self.timeout and self._room(instance, tickets) and not self.pending and self._collecting is None:
             timed_out = self._collect(instance, tickets)
             self._share()  # with one that rang too late
-        if len(tickets) >= self.max:
-            return "full" if self.max > 1 else "alone"
+        if not self._room(instance, tickets):
+            return "full" if instance.max > 1 else "alone"
         if timed_out:
             return "timeout"
         if self.pending:
             return "no_gain"
         return "alone" if len(tickets) == 1 else "nothing_more"
+
+    def _room(self, instance: Instance, tickets: list[Ticket]) -> int:
+        return max(instance.max - self.selection.size(tickets), 0)
 
     def _collect(self, instance: Instance, tickets: list[Ticket]) -> bool:
         """Wait for company as long as that can pay; True if the time-out ended it."""
@@ -262,7 +281,7 @@ class Stage:
         bell.acquire()
         self._collecting = bell
         try:
-            while len(tickets) < self.max and not self.free:
+            while (room := self._room(instance, tickets)) and not self.free:
                 now = perf_counter()
                 left = tickets[0].arrived + self.timeout - now
                 if left <= 0:
@@ -270,9 +289,12 @@ class Stage:
                 wait = self.patience.wait(len(tickets), now, instance.costs)
                 if wait <= 0:
                     return False
-                self._enough = self.max - len(tickets) if wait < BURST else 1
+                self._enough = room if wait < BURST else 1
                 bell.acquire(timeout=min(wait, left))  # ended by an arrival, a freed instance, or the clock
-                tickets += self._take(self.max - len(tickets))
+                more = self._take(room)
+                if not more and self.pending:
+                    return False  # what waits does not fit
+                tickets += more
         finally:
             self._collecting = None
         return False

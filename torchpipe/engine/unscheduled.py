@@ -2,26 +2,66 @@
 
 from __future__ import annotations
 
+import functools
+from typing import TYPE_CHECKING
+
 from ..backends.base import Backend
 from ..errors import RequestError, note
 from ..request import Request
+from .branch import go_on
+from .pool import Pool
+
+if TYPE_CHECKING:
+    from .ticket import Ticket
 
 
 class Unscheduled:
     """One instance without a queue: as many threads enter it at once as call, with the batches they bring."""
 
-    def __init__(self, name: str, backend: Backend) -> None:
+    def __init__(self, name: str, backend: Backend, pool: Pool) -> None:
         self.name, self.backend = name, backend
+        self._pool = pool
+        self.max, self.min = backend.max, backend.min
 
-    def run(self, batch: list[Request]) -> None:
+    def run(self, request: Request) -> None:
+        """Run one request in the caller's thread."""
+        self.run_all([request])
+
+    def run_all(self, batch: list[Request]) -> None:
         """Run ``batch``, whose size must be in the backend's range."""
-        if not self.backend.min <= len(batch) <= self.backend.max:
+        if not self.min <= len(batch) <= self.max:
             raise RequestError(
-                f"{len(batch)} requests at once; {self.backend.label} takes {self.backend.min} to "
-                f"{self.backend.max} when it runs without a scheduler"
+                f"{len(batch)} requests at once; {self.backend.label} takes {self.min} to {self.max} when it "
+                "runs without a scheduler"
             )
         try:
             self.backend.forward(batch)
         except BaseException as error:
             note(error, f"in node {self.name!r}, backend {self.backend.label}")
             raise
+
+    def submit(self, tickets: list[Ticket]) -> None:
+        """Run each on a thread of the pool; its branch goes on when it is done."""
+        for ticket in tickets:
+            self._pool.put(functools.partial(self._serve, ticket))
+
+    def runs_here(self) -> bool:
+        """Never: there is no instance to be waited for."""
+        return False
+
+    def refuse_reentry(self) -> None:
+        """Nothing to refuse: a backend may call itself."""
+
+    def _serve(self, ticket: Ticket) -> None:
+        if not ticket.claim():
+            return
+        assert ticket.branch is not None
+        if ticket.over():
+            ticket.branch.drop()
+            return
+        error: BaseException | None = None
+        try:
+            self.run(ticket.request)
+        except BaseException as raised:
+            error = raised
+        go_on([(ticket.branch, error)])

@@ -1,0 +1,38 @@
+"""The free instances of a node whose instances take different numbers of requests."""
+
+from __future__ import annotations
+
+from collections import deque
+
+from .instance import Instance
+
+
+class FreeByRange:
+    """A stack of free instances for each range; a batch gets the largest instance that it fills.
+
+    ``&`` in a backend's expression makes such nodes, for engines of fixed sizes above all: of engines for 1,
+    4 and 8, six requests get the one for 4, and the rest the one for 1.
+    """
+
+    def __init__(self, instances: list[Instance]) -> None:
+        ranges = sorted({(instance.max, instance.min) for instance in instances}, reverse=True)
+        self._stacks: dict[tuple[int, int], deque[Instance]] = {key: deque() for key in ranges}
+        for instance in instances:
+            self.append(instance)
+
+    def append(self, instance: Instance) -> None:
+        """This instance is free."""
+        self._stacks[instance.max, instance.min].append(instance)
+
+    def pop(self, size: int = 1) -> Instance:
+        """Take the one with the largest limit among those that ``size`` requests fill; IndexError if none."""
+        for (_, least), stack in self._stacks.items():
+            if least <= size:
+                try:
+                    return stack.pop()
+                except IndexError:
+                    continue
+        raise IndexError("no instance is free")
+
+    def __len__(self) -> int:
+        return sum(map(len, self._stacks.values()))

@@ -1,0 +1,257 @@
+"""A request's way through the graph: along a line in its caller's thread, or branch by branch."""
+
+from __future__ import annotations
+
+import functools
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ..errors import note
+from ..filters import Status
+from ..request import Request
+from .branch import Branch, send
+from .node import Node, Route
+from .ticket import Ticket
+
+
+def walk(request: Request, line: list[Node]) -> None:
+    """Take a request along ``line`` in the current thread; the first node's filter is not asked."""
+    start = line[0]
+    for node in line:
+        status = Status.Run if node is start else node.decide(request)
+        if status is Status.Run:
+            node.stage.run(request)
+        elif status is not Status.Skip:
+            return  # all other answers skip the rest of a line, or break off
+
+
+def travel(tickets: list[Ticket]) -> None:
+    """Take one branch after the other along in the current thread, and queue what is beside them.
+
+    Branches that wait at the same node with a batch limit are queued together, so that they run together.
+    """
+    branches = [ticket.branch for ticket in tickets if ticket.branch is not None]
+    while branches:
+        stages = [branch.node.stage for branch in branches]
+        own = next((b for b in branches if b.node.stage.max == 1 or stages.count(b.node.stage) == 1), None)
+        send(branch for branch in branches if branch is not own)
+        if own is None:
+            return
+        error: BaseException | None = None
+        try:
+            own.node.stage.run(own.request)
+        except BaseException as raised:
+            error = raised
+        branches = own.journey.arrive(own, error)
+        error = own = None  # an error's traceback holds this frame: no cycle may keep the request alive
+
+
+class Journey:
+    """One request on its way along a route that forks and joins, or that no thread waits for.
+
+    Every branch is either queued, running, or waiting at a join for the others; the last to come to a join
+    goes on. The first error, a filter's ``Break`` or a cancellation ends the journey: branches that run are
+    waited for, others are not run any more. It is over when no branch is left; then ``done`` is called once.
+
+    Args:
+        route: where it leads.
+        done: ``done(request, error)``, called at the end with what the last node left; it answers with
+            branches of other journeys that can go on now.
+        cancelled: asked before each node.
+    """
+
+    __slots__ = (
+        "_cancelled",
+        "_done",
+        "_ended",
+        "_error",
+        "_final",
+        "_left",
+        "_live",
+        "_lock",
+        "_needs",
+        "route",
+    )
+
+    def __init__(
+        self,
+        route: Route,
+        done: Callable[[Request, BaseException | None], Iterable[Branch]],
+        cancelled: Callable[[], bool] = bool,
+    ) -> None:
+        self.route = route
+        self._done = done
+        self._cancelled = cancelled
+        self._lock = threading.Lock()
+        self._needs = route.needs.copy()  # how many branches a join still waits for
+        self._left: dict[str, tuple[Request, bool]] = {}  # by node: what it left, and whether it ran
+        self._live = 1  # branches that exist
+        self._ended = False
+        self._error: BaseException | None = None
+        self._final: Request = {}
+
+    def start(self, request: Request) -> list[Branch]:
+        """The branches that can run at once. The filter and map of the first node are not asked."""
+        skipped: list = []
+        ready = self._run(self.route.start, request, skipped)
+        return ready + self._follow(skipped)
+
+    def over(self) -> bool:
+        """Whether nothing more should be run for it."""
+        return self._ended or self._cancelled()
+
+    def arrive(self, branch: Branch, error: BaseException | None) -> list[Branch]:
+        """A branch's node has run, well or with an error: what can run next."""
+        if error is not None:
+            return self.end(error)
+        return self._follow([(branch.node, branch.request, True, [])])
+
+    def end(self, error: BaseException | None = None, final: Request | None = None) -> list[Branch]:
+        """One branch ends here, and the journey with it, unless that has ended before."""
+        with self._lock:
+            if not self._ended:
+                self._ended = True
+                self._error = error
+                self._final = final or {}
+            self._live -= 1
+            last = not self._live
+        return self._finish() if last else []
+
+    def _finish(self) -> list[Branch]:
+        error, self._error = self._error, None
+        try:
+            return list(self._done(self._final, error))
+        finally:
+            error = None  # its traceback may hold this frame
+
+    def _follow(self, passed: list[tuple[Node, Request, bool, list[Node]]]) -> list[Branch]:
+        """Go on behind nodes that are done: (node, what it left, whether it ran, what is skipped with it)."""
+        ready: list[Branch] = []
+        while passed:
+            node, request, ran, folded = passed.pop()
+            targets = self._leave(node, request, ran, folded)
+            if targets is None:
+                ready += self._finish()
+                continue
+            for target in targets:
+                ready += self._enter(target, node, request, passed)
+        return ready
+
+    def _leave(self, node: Node, request: Request, ran: bool, folded: list[Node]) -> list[Node] | None:
+        """The nodes that can be entered now; None if nothing is left to be done."""
+        gone = [node, *folded]
+        with self._lock:
+            if self._ended:
+                targets = []
+            else:
+                for one in gone:  # a skipped node's map leads to what the first of the skipped passed on
+                    if one.kept:
+                        self._left[one.name] = request, ran
+                edges = [target for one in gone for target in one.next if target not in folded]
+                targets = [target for target in edges if self._complete(target)]
+                if not edges:
+                    self._ended = True
+                    self._final = request
+            self._live += len(targets) - 1
+            return targets if self._live else None
+
+    def _complete(self, target: Node) -> bool:
+        """Whether all branches have come to ``target``, this one included."""
+        missing = self._needs.get(target, 1) - 1
+        self._needs[target] = missing
+        return not missing
+
+    def _enter(self, target: Node, source: Node, request: Request, passed: list) -> list[Branch]:
+        """Ask the map and the filter of ``target``; what is skipped goes to ``passed``."""
+        try:
+            if target.mapping is not None:
+                request = target.mapping.apply(self._left)
+            elif source.kept or len(source.next) > 1:
+                request = request.copy()
+            status = target.decide(request)
+        except BaseException as error:
+            return self.end(error)
+        if status is Status.Run:
+            return self._run(target, request, passed)
+        if status is Status.Break:
+            return self.end(final=request)
+        folded = []
+        if status is Status.SerialSkip:
+            folded = self.route.serial(target)
+        elif status is Status.SubGraphSkip:
+            folded = self.route.subgraph(target)
+        passed.append((target, request, False, folded))
+        return []
+
+    def _run(self, node: Node, request: Request, passed: list) -> list[Branch]:
+        """The branch that runs ``node``; for a Jump those of the parts that it sends."""
+        if node.jump is None:
+            return [Branch(self, node, request)]
+        try:
+            parts = node.jump.parts(request)
+            node.tally.add(requests=1, parts=len(parts))
+            if not parts:
+                node.jump.merge(request, [])
+                passed.append((node, request, True, []))
+                return []
+        except BaseException as error:
+            node.tally.add(errors=1)
+            note(error, f"in node {node.name!r}, backend {node.jump.label}")
+            return self.end(error)
+        assert node.target is not None
+        return Parts(self, node, request, len(parts)).start(parts)
+
+
+class Parts:
+    """The parts into which a Jump has split a request, each on a journey of its own."""
+
+    def __init__(self, journey: Journey, node: Node, request: Request, count: int) -> None:
+        self._journey, self._node, self._request = journey, node, request
+        self._outcomes: list[Any] = [None] * count
+        self._left = count
+        self._failed = False
+        self._lock = threading.Lock()
+
+    def start(self, parts: list[Request]) -> list[Branch]:
+        """The branches with which the parts begin."""
+        assert self._node.target is not None
+        ready: list[Branch] = []
+        for i, part in enumerate(parts):
+            journey = Journey(self._node.target, functools.partial(self._done, i), self._over)
+            ready += journey.start(part)
+        return ready
+
+    def _over(self) -> bool:
+        return self._failed or self._journey.over()
+
+    def _done(self, index: int, part: Request, error: BaseException | None) -> list[Branch]:
+        self._outcomes[index] = part, error
+        jump = self._node.jump
+        assert jump is not None
+        with self._lock:
+            self._left -= 1
+            last = not self._left
+            first = error is not None and not self._failed and not jump.keeps_errors
+            if first:
+                self._failed = True  # the others, which are of no use now, are not run any more
+        if first:
+            note(error, f"in part {index} of the {len(self._outcomes)} that node {self._node.name!r} sent")  # type: ignore[arg-type]
+        return self._merge() if last else []
+
+    def _merge(self) -> list[Branch]:
+        journey, node, request = self._journey, self._node, self._request
+        assert node.jump is not None
+        outcomes, self._outcomes = self._outcomes, []
+        if journey.over():
+            return journey.end()
+        try:
+            node.jump.join(request, outcomes)
+        except BaseException as error:
+            node.tally.add(errors=1)
+            if not any(error is failed for _, failed in outcomes):
+                note(error, f"in node {node.name!r}, backend {node.jump.label}")
+            return journey.end(error)
+        finally:
+            outcomes.clear()
+        return journey.arrive(Branch(journey, node, request), None)

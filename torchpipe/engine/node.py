@@ -1,0 +1,143 @@
+"""A node of the graph at run time, and what lies ahead of a request that starts there."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from ..errors import FilterError, note
+from ..filters import Filter, Status
+from ..mapping import Mapping
+from ..request import Request
+from .stage import Stage
+from .unscheduled import Unscheduled
+
+if TYPE_CHECKING:
+    from ..backends.jump import Jump
+
+
+class Tally:
+    """What a node counted that has no instances."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._requests = self._errors = self._parts = 0
+
+    def add(self, requests: int = 0, errors: int = 0, parts: int = 0) -> None:
+        """Count these."""
+        with self._lock:
+            self._requests += requests
+            self._errors += errors
+            self._parts += parts
+
+    def figures(self) -> dict[str, int]:
+        """What was counted so far."""
+        with self._lock:
+            return {"requests": self._requests, "errors": self._errors, "parts": self._parts}
+
+
+@dataclass(eq=False)
+class Node:
+    """What runs here, what stands in front of it, and what comes after.
+
+    ``stage`` may be shared with other nodes. A node whose backend is a Jump has ``jump`` instead, which needs
+    no instance: its requests are split, sent to ``target``, and merged.
+    """
+
+    name: str
+    stage: Stage | Unscheduled
+    jump: Jump | None = None
+    target: Route | None = None
+    filter: Filter | None = None
+    mapping: Mapping | None = None
+    next: list[Node] = field(default_factory=list)
+    before: list[Node] = field(default_factory=list)
+    tally: Tally = field(default_factory=Tally)
+    kept: bool = False  # a map reads from it: what it leaves must not be changed by the next node
+
+    def decide(self, request: Request) -> Status:
+        """What the filter says; with Run any earlier result is erased."""
+        if self.filter is None:
+            if self.mapping is not None:
+                request.pop("result", None)
+            return Status.Run
+        try:
+            status = self.filter(request)
+            if not isinstance(status, Status):
+                raise FilterError(f"the filter answered {status!r}, not a Status")
+            if status is Status.Error:
+                raise FilterError("the filter answered Error")
+        except BaseException as error:
+            note(error, f"in the filter of node {self.name!r}")
+            raise
+        if status is Status.Run:
+            request.pop("result", None)
+        return status
+
+
+class Route:
+    """The part of the graph that a request passes which starts at ``start``."""
+
+    def __init__(self, start: Node) -> None:
+        self.start = start
+        self.nodes = _reach(start)
+        inside = set(self.nodes)
+        coming = {node: sum(other in inside for other in node.before) for node in self.nodes}
+        self.needs = {node: count for node, count in coming.items() if count > 1 and node is not start}
+        self.line = self._line()
+        """The nodes in order, if there are no branches, maps or jumps: a thread just walks along them."""
+        self._subgraphs: dict[Node, list[Node]] = {}
+
+    def _line(self) -> list[Node] | None:
+        line = [self.start]
+        while line[-1].next:
+            line += line[-1].next
+        plain = all(node is self.start or node.mapping is None for node in self.nodes)
+        if len(line) != len(self.nodes) or not plain or any(node.jump for node in self.nodes):
+            return None
+        return line
+
+    def serial(self, node: Node) -> list[Node]:
+        """What ``SerialSkip`` at ``node`` skips beyond it: the nodes in line, up to a fork or a join."""
+        skipped: list[Node] = []
+        while len(node.next) == 1:
+            (node,) = node.next
+            if len(node.before) > 1 or len(node.next) > 1:
+                break
+            skipped.append(node)
+        return skipped
+
+    def subgraph(self, node: Node) -> list[Node]:
+        """What ``SubGraphSkip`` at ``node`` skips beyond it: whatever can only be reached through it."""
+        if node not in self._subgraphs:
+            inside = {node}
+            changed = True
+            while changed:
+                more = {n for n in self.nodes if n not in inside and n.before and inside.issuperset(n.before)}
+                inside |= more
+                changed = bool(more)
+            self._subgraphs[node] = [n for n in self.nodes if n in inside and n is not node]
+        return self._subgraphs[node]
+
+    def everything(self) -> set[Node]:
+        """All nodes that a request may pass, those behind jumps included."""
+        seen: set[Node] = set()
+        todo: list[Route] = [self]
+        while todo:
+            for node in todo.pop().nodes:
+                if node not in seen:
+                    seen.add(node)
+                    if node.target is not None:
+                        todo.append(node.target)
+        return seen
+
+
+def _reach(start: Node) -> list[Node]:
+    seen = {start: None}
+    for node in (order := [start]):
+        for following in node.next:
+            if following not in seen:
+                seen[following] = None
+                order.append(following)
+    return order

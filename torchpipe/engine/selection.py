@@ -1,0 +1,131 @@
+"""Which of the requests that wait at a stage form the next batch: the oldest, by weight, or similar ones."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+from ..backends.base import Backend
+from ..errors import RequestError, shown
+from ..request import TASK_REQUEST_SIZE_KEY, Request
+from .instance import Instance
+from .ticket import Ticket
+
+SCORE_KEY = "_sort_score"
+
+
+class InOrder:
+    """The oldest first, each counting one. Tickets of requests that are over are given back apart."""
+
+    def admit(self, ticket: Ticket) -> None:
+        """Look at a request when it comes; raises what makes it impossible to run."""
+
+    def room(self, instance: Instance, waiting: int) -> int:
+        """How large a batch to take for an instance while ``waiting`` requests wait."""
+        return instance.costs.best_size(waiting, instance.max)
+
+    def take(self, pending: deque[Ticket], room: int) -> tuple[list[Ticket], list[Ticket]]:
+        """Take up to ``room`` requests out of ``pending``: those to run, and those that are over."""
+        tickets: list[Ticket] = []
+        dropped: list[Ticket] = []
+        while len(tickets) < room:
+            try:
+                ticket = pending.popleft()
+            except IndexError:
+                break
+            if ticket.claim():
+                (dropped if ticket.over() else tickets).append(ticket)
+        return tickets, dropped
+
+    def size(self, tickets: list[Ticket]) -> int:
+        """How much of the limit a batch uses."""
+        return len(tickets)
+
+
+class ByWeight(InOrder):
+    """The oldest first, as long as the sum of their ``request_size`` stays in the limit.
+
+    Args:
+        limit: the largest sum that a batch may have.
+        weigh: a backend that computes ``request_size``; called by several threads at once.
+    """
+
+    def __init__(self, limit: int, weigh: Backend | None) -> None:
+        self._limit, self._weigh = limit, weigh
+        self._lock = threading.Lock()
+
+    def admit(self, ticket: Ticket) -> None:
+        if self._weigh is not None:
+            self._weigh.forward([ticket.request])
+        ticket.weight = self._weight(ticket.request)
+
+    def _weight(self, request: Request) -> int:
+        given = request.get(TASK_REQUEST_SIZE_KEY, 1)
+        try:
+            weight = int(given)
+        except (TypeError, ValueError, OverflowError):
+            raise RequestError(f"request_size = {shown(given)}: must be a whole number") from None
+        if not 1 <= weight <= self._limit:
+            raise RequestError(f"request_size = {weight}: this node takes 1 to {self._limit} in one batch")
+        return weight
+
+    def room(self, instance: Instance, waiting: int) -> int:
+        return instance.max
+
+    def take(self, pending: deque[Ticket], room: int) -> tuple[list[Ticket], list[Ticket]]:
+        tickets: list[Ticket] = []
+        dropped: list[Ticket] = []
+        with self._lock:  # what does not fit is put back in front, before anybody takes what came after it
+            while room:
+                try:
+                    ticket = pending.popleft()
+                except IndexError:
+                    break
+                if ticket.weight > room:
+                    pending.appendleft(ticket)
+                    break
+                if ticket.claim():
+                    if ticket.over():
+                        dropped.append(ticket)
+                    else:
+                        tickets.append(ticket)
+                        room -= ticket.weight
+        return tickets, dropped
+
+    def size(self, tickets: list[Ticket]) -> int:
+        return sum(ticket.weight for ticket in tickets)
+
+
+class Similar(InOrder):
+    """The oldest, and of those that wait longest the ones whose ``_sort_score`` is nearest to its own.
+
+    Without a score the time of arrival counts. The oldest is always taken, so nobody waits for ever.
+
+    Args:
+        factor: how many times the size of a batch are looked at.
+    """
+
+    def __init__(self, factor: float) -> None:
+        self._factor = factor
+        self._lock = threading.Lock()
+
+    def admit(self, ticket: Ticket) -> None:
+        score = ticket.request.get(SCORE_KEY, ticket.arrived)
+        try:
+            ticket.score = float(score)
+        except (TypeError, ValueError):
+            raise RequestError(f"{SCORE_KEY} = {shown(score)}: must be a number") from None
+
+    def take(self, pending: deque[Ticket], room: int) -> tuple[list[Ticket], list[Ticket]]:
+        with self._lock:  # what is not taken is put back in front, before anybody takes what came after it
+            waiting, dropped = super().take(pending, max(room, int(room * self._factor)))
+            if len(waiting) <= room:
+                return waiting, dropped
+            score = waiting[0].score
+            near = sorted(waiting, key=lambda ticket: abs(ticket.score - score))
+            taken = {id(waiting[0]), *map(id, [t for t in near if t is not waiting[0]][: room - 1])}
+            for ticket in reversed(waiting):
+                if id(ticket) not in taken:
+                    ticket.put_back()
+                    pending.appendleft(ticket)
+            return [ticket for ticket in waiting if id(ticket) in taken], dropped

@@ -1,0 +1,42 @@
+"""A ticket: one request that waits at a stage, and who is told when it has run."""
+
+from __future__ import annotations
+
+import threading
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+from ..request import Request
+
+if TYPE_CHECKING:
+    from .journey import Branch
+
+
+class Ticket:
+    """One request that waits at a stage. Whoever claims it first, a batch or its giving up, has it."""
+
+    __slots__ = ("_claim", "arrived", "branch", "error", "request", "score", "wake", "weight")
+
+    def __init__(self, request: Request, branch: Branch | None = None) -> None:
+        self.request = request
+        self.arrived = perf_counter()
+        self.branch = branch  # goes on with the request; None: its thread is waiting
+        self.error: BaseException | None = None
+        self.weight = 1  # how much of a batch it takes
+        self.score = self.arrived  # what it is like: near scores go well together
+        self._claim = threading.Lock()
+        if branch is None:
+            self.wake = threading.Lock()
+            self.wake.acquire()
+
+    def claim(self) -> bool:
+        """Take it, for a batch or to give it up; False if somebody has it already."""
+        return self._claim.acquire(blocking=False)
+
+    def put_back(self) -> None:
+        """A batch that has claimed it does not want it after all."""
+        self._claim.release()
+
+    def over(self) -> bool:
+        """Whether running it is of no use any more."""
+        return self.branch is not None and self.branch.journey.over()

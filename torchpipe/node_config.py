@@ -1,0 +1,183 @@
+"""One node of a configuration: its options, and the blueprints of its instances."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from .component import Blueprint, Scope, Setting, resolve
+from .errors import ConfigError, located, nearest, shown
+from .expression import parse, parse_groups
+from .parameters import parameters_of
+
+Weighing = Literal[
+    "", "Batching", "SortSchedule", "ScoreSchedule", "BaselineSchedule", "Schedule", "ScheduleV3"
+]
+
+
+@dataclass
+class NodeOptions:
+    """What can be said of a node itself; everything else belongs to its backends."""
+
+    backend: str = "Identity"
+    next: str = ""
+    map: str = ""
+    filter: str = ""
+    instance_num: Annotated[int, Field(ge=1, le=1024)] = 1
+    batching_timeout: Annotated[float, Field(ge=0, le=3_600_000, allow_inf_nan=False)] = 0.0
+    on_error: Literal["split", "batch"] = "split"
+    scheduler: Weighing = ""
+    number_factor: Annotated[float, Field(gt=0, le=1024)] = 1.5
+    cal_request_size_method: str = ""
+    borrow_from: str = ""
+    instances_grp: str = ""
+    active_instances_grp: Annotated[int, Field(ge=0, le=1023)] = 0
+
+
+@dataclass
+class GroupConfig:
+    """Instances of one kind: most nodes have one group, ``A&B`` has two."""
+
+    instance_num: int
+    blueprint: Blueprint
+
+
+@dataclass
+class NodeConfig:
+    """One node: its options, where each came from, and the blueprints of its instances.
+
+    ``lender`` names the node whose instances it uses; its own name, unless it is a logical node
+    (``name.alias``) or borrows.
+    """
+
+    name: str
+    options: NodeOptions
+    settings: dict[str, Setting]
+    groups: list[GroupConfig]
+    lender: str
+    partition: list[list[int]]  # of the numbers of its instances; one part is used by one node or several
+    scope: Scope  # the keys that it can see
+    weigh: Blueprint | None = None  # the backend that computes request_size, where one is asked for
+
+    @property
+    def blueprint(self) -> Blueprint:
+        return self.groups[0].blueprint
+
+
+def lender_of(scope: Scope, nodes: dict[str, dict[str, Any]]) -> str:
+    """The name of the node whose instances this one uses."""
+    name = scope.node
+    physical, dot, _ = name.partition(".")
+    borrowed = scope.own.get("borrow_from")
+    if dot:
+        if physical not in nodes:
+            raise ConfigError(
+                f"node {name!r} stands for {physical!r}, which is no node. {nearest(physical, nodes)}"
+            )
+        if borrowed:
+            raise ConfigError(
+                f"node {name!r} stands for {physical!r}: it cannot borrow from another node too"
+            )
+        borrowed = nodes[physical].get("borrow_from") or physical
+    if not borrowed:
+        return name
+    if not isinstance(borrowed, str) or borrowed not in nodes:
+        raise ConfigError(
+            f"node {name!r}: borrow_from = {shown(borrowed)} is no node. {nearest(str(borrowed), nodes)}"
+        )
+    if borrowed != name and ("." in borrowed or nodes[borrowed].get("borrow_from")):
+        raise ConfigError(
+            f"node {name!r}: borrow_from = {borrowed!r}, which has no instances of its own; "
+            "name the node that has"
+        )
+    if borrowed == name:
+        raise ConfigError(f"node {name!r} cannot borrow from itself")
+    return borrowed
+
+
+def _read_options(scope: Scope, ignore: tuple[str, ...] = ()) -> tuple[NodeOptions, dict[str, Setting]]:
+    settings = {}
+    for name, parameter in parameters_of(NodeOptions).items():
+        found = scope.find("Interpreter::backend", name) if name == "backend" else scope.find(name)
+        if found is None or name in ignore:
+            found = parameter.default, "default"
+        value, source = found
+        if name == "backend" and not isinstance(value, str):
+            raise ConfigError(
+                f"node {scope.node!r}: backend is a name, not {shown(value)}; see torchpipe.register_backend"
+            )
+        settings[name] = Setting(parameter.coerce(value, f"node {scope.node!r}"), source)
+    options = NodeOptions(**{name: setting.value for name, setting in settings.items()})
+    if options.filter:
+        with located(f"node {scope.node!r}"):
+            scope.check_filter(options.filter)
+    return options, settings
+
+
+def read_node(scope: Scope) -> NodeConfig:
+    """A node with instances of its own."""
+    where = f"node {scope.node!r}"
+    parts = [scope]
+    found = scope.find("Interpreter::backend", "backend")
+    if found is not None and isinstance(found[0], str):
+        with located(f"{where}: backend"):
+            count = len(parse_groups(found[0]))
+        parts = scope.split(count) if count > 1 else parts
+    read = [_read_options(part) for part in parts]
+    groups = []
+    for part, (options, _) in zip(parts, read, strict=True):
+        with located(f"{where}: backend"):
+            component = parse(options.backend)
+        groups.append(GroupConfig(options.instance_num, resolve(component, part)))
+    options, settings = read[0]
+    options.batching_timeout = max(other.batching_timeout for other, _ in read)
+    if any(part.takes_all for part in parts):
+        scope.takes_all = True
+    weigh = None
+    if options.cal_request_size_method:
+        with located(f"{where}: cal_request_size_method"):
+            weigh = resolve(parse(options.cal_request_size_method), scope)
+    partition = _partition(scope.node, options, sum(group.instance_num for group in groups))
+    return NodeConfig(scope.node, options, settings, groups, scope.node, partition, scope, weigh)
+
+
+def read_sharing(scope: Scope, lender: NodeConfig) -> NodeConfig:
+    """A node that uses the instances of ``lender``; what it says of a backend of its own is ignored."""
+    options, settings = _read_options(scope, ("backend", "instance_num", "instances_grp"))
+    scope.takes_all = True
+    count = len(lender.partition)
+    if options.active_instances_grp >= count:
+        raise ConfigError(
+            f"node {scope.node!r}: active_instances_grp = {options.active_instances_grp}, but node "
+            f"{lender.name!r} has {count} group{'s' * (count > 1)} of instances, counted from 0"
+        )
+    if "." in scope.node and settings["active_instances_grp"].source == "default":
+        options.active_instances_grp = lender.options.active_instances_grp
+    return NodeConfig(scope.node, options, settings, lender.groups, lender.name, lender.partition, scope)
+
+
+def _partition(node: str, options: NodeOptions, total: int) -> list[list[int]]:
+    """``instances_grp``: the numbers of the instances in each group."""
+    text = options.instances_grp
+    if not text:
+        partition = [list(range(total))]
+    else:
+        try:
+            partition = [[int(number) for number in group.split(",")] for group in text.split(";")]
+        except ValueError:
+            raise ConfigError(
+                f"node {node!r}: instances_grp = {text!r}: write numbers, such as '1;0,2'"
+            ) from None
+        if sorted(number for group in partition for number in group) != list(range(total)):
+            raise ConfigError(
+                f"node {node!r}: instances_grp = {text!r} must name each of its {total} instances "
+                f"(0 to {total - 1}) once"
+            )
+    if options.active_instances_grp >= len(partition):
+        raise ConfigError(
+            f"node {node!r}: active_instances_grp = {options.active_instances_grp}, but there are "
+            f"{len(partition)} groups, counted from 0"
+        )
+    return partition
