@@ -85,7 +85,8 @@ def _described(text: str) -> str:
     for paragraph in _markdown(text).split("\n\n"):
         if re.match(r"(Reads|Writes)\s", paragraph):
             paragraph = re.sub(r"[.;]\s+[Ww]rites\s", ".\n* **Writes** ", paragraph)
-            paragraph = "* " + re.sub(r"^(Reads|Writes)\s", r"**\1** ", paragraph)
+            paragraph = re.sub(r"^(Reads|Writes)\s", r"* **\1** ", paragraph)
+            paragraph = re.sub(r"\n(?!\*)", " ", paragraph)
         paragraphs.append(paragraph)
     return "\n\n".join(paragraphs)
 

@@ -58,7 +58,7 @@ def test_keys_are_shown_sorted(caplog):
 
 def test_the_time_is_noted_and_what_passed_since_is_logged(caplog):
     before = time.time()
-    request = run("S[TimeStamp(key=start),Sleep(time=20),LogTime(key=start)]", data=5)
+    request = run("S[TimeStamp(start),Sleep(time=20),LogTime(start)]", data=5)
     assert before <= request["start"] <= time.time()
     assert request["result"] == 5
     passed = re.fullmatch(r"LogTime: start was ([\d.]+) ms ago", caplog.records[-1].getMessage())
@@ -68,9 +68,9 @@ def test_the_time_is_noted_and_what_passed_since_is_logged(caplog):
 
 def test_a_time_that_is_missing_or_none_is_an_error():
     with pytest.raises(MissingKeyError, match="'start'"):
-        run("LogTime(key=start)", data=5)
+        run("LogTime(start)", data=5)
     with pytest.raises(RequestError, match="start = 'noon' is no time"):
-        run("LogTime(key=start)", data=5, start="noon")
+        run("LogTime(start)", data=5, start="noon")
     for key in ("data", "result"):
         with pytest.raises(ConfigError, match="must be another key"):
             Pipe({"backend": "TimeStamp", "key": key})

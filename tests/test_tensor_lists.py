@@ -36,8 +36,8 @@ def values(tensors) -> list:
 
 JOINS = {
     "AppendOtherTensor": ("other", [[1], [2], [3]]),
-    "AppendOtherTensor(other=more)": ("more", [[1], [2], [3]]),
-    "AppendTensor(key=more)": ("more", [[1], [2], [3]]),
+    "AppendOtherTensor(more)": ("more", [[1], [2], [3]]),
+    "AppendTensor(more)": ("more", [[1], [2], [3]]),
     "InsertTensor": ("insert_tensor", [[3], [1], [2]]),
 }
 

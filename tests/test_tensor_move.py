@@ -117,7 +117,7 @@ def test_a_dtype_that_torch_lacks_is_an_error_that_names_it(dtype, data_format):
     assert f"torch has no such dtype: ndarray of shape (4, 6, 3), {image.dtype}" in message
 
 
-@pytest.mark.parametrize("device", ["nonsense", "cuda:99", "cpu:x", ""])
+@pytest.mark.parametrize("device", ["nonsense", "cuda:99", "99", "cpu:x", ""])
 def test_a_device_that_is_not_there_is_refused_when_the_pipe_is_built(device):
     with pytest.raises(ConfigError, match="device = "):
         Pipe({"backend": "Mat2Tensor", "device": device})

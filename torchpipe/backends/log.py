@@ -6,6 +6,7 @@ import logging
 import time
 
 from ..errors import ConfigError, MissingKeyError, RequestError
+from ..parameters import Key
 from ..registry import built_in
 from ..request import TASK_DATA_KEY, TASK_RESULT_KEY, Request
 from .base import UNLIMITED, Backend
@@ -31,6 +32,7 @@ class PrintTensor(Backend):
     """
 
     max = UNLIMITED
+    shared = True
 
     def forward(self, batch: list[Request]) -> None:
         for request in batch:
@@ -61,6 +63,7 @@ class PrintKeys(Backend):
     """
 
     max = UNLIMITED
+    shared = True
 
     def forward(self, batch: list[Request]) -> None:
         for request in batch:
@@ -81,13 +84,14 @@ class TimeStamp(Backend):
         ConfigError: ``key`` is ``data`` or ``result``.
 
     Example:
-        >>> 1.7e9 < run("TimeStamp(key=arrived)", {"data": 5})["arrived"]
+        >>> 1.7e9 < run("TimeStamp(arrived)", {"data": 5})["arrived"]
         True
     """
 
     max = UNLIMITED
+    shared = True
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: Key) -> None:
         if key in (TASK_DATA_KEY, TASK_RESULT_KEY):
             raise ConfigError(f"TimeStamp: key = {key!r} must be another key than data and result")
         self.key = key
@@ -113,13 +117,14 @@ class LogTime(Backend):
         RequestError: it holds no number.
 
     Example:
-        >>> run("S[TimeStamp(key=start),Sleep,LogTime(key=start)]", {"data": 5}, time=1)["result"]
+        >>> run("S[TimeStamp(start),Sleep,LogTime(start)]", {"data": 5}, time=1)["result"]
         5
     """
 
     max = UNLIMITED
+    shared = True
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: Key) -> None:
         self.key = key
 
     def forward(self, batch: list[Request]) -> None:

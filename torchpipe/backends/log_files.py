@@ -200,6 +200,7 @@ class Logger(Backend):
     """
 
     max = UNLIMITED
+    shared = True
     console = True
 
     def __init__(

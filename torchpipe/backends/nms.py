@@ -50,6 +50,7 @@ class Boxes(Backend):
     """What writes boxes, scores and classes."""
 
     max = UNLIMITED
+    shared = True
 
     def __init__(self, suppression: Suppression, labels: list[str]) -> None:
         self.suppression, self.labels = suppression, labels_of(labels)

@@ -94,6 +94,7 @@ class SoftmaxArgMaxTensor(Backend):
     """
 
     max = UNLIMITED
+    shared = True
 
     def __init__(self, labels: list[str] = ()) -> None:  # type: ignore[assignment]
         self.labels = labels_of(labels)
@@ -123,6 +124,7 @@ class ArgMaxTensor(Backend):
     """
 
     max = UNLIMITED
+    shared = True
 
     def forward(self, batch: list[Request]) -> None:
         best = torch.as_tensor(scores_of(batch, "ArgMaxTensor").argmax(-1))
@@ -154,6 +156,7 @@ class TopkTensor(Backend):
     """
 
     max = UNLIMITED
+    shared = True
 
     def __init__(self, k: Count = 5, labels: list[str] = ()) -> None:  # type: ignore[assignment]
         self.k, self.labels = k, labels_of(labels)

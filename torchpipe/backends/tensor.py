@@ -23,7 +23,7 @@ CHANNELS = (1, 3, 4)
 
 
 def torch_device(name: str) -> torch.device:
-    """The device that a configuration names: cpu, gpu, cuda, cuda:N, or auto for a GPU if there is one.
+    """The device that a configuration names: cpu, gpu, cuda, cuda:N, N, or auto for a GPU if there is one.
 
     Raises:
         ConfigError: no such device here.
@@ -32,6 +32,8 @@ def torch_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "gpu":
         name = "cuda"
+    if name.isdecimal():
+        name = f"cuda:{name}"
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -103,6 +105,7 @@ class EachTensor(Backend):
     """A backend that changes tensors one by one: ``result`` is a tensor, or a list if ``data`` is one."""
 
     max = UNLIMITED
+    shared = True
 
     def forward(self, batch: list[Request]) -> None:
         name = type(self).__name__
@@ -139,6 +142,7 @@ class ImagesTensor(Backend):
     """
 
     max = UNLIMITED
+    shared = True
     keep = True
     real = True
 

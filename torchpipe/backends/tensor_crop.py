@@ -42,6 +42,7 @@ class CvtColorTensor(Backend):
     """
 
     max = UNLIMITED
+    shared = True
 
     def __init__(self, color: Literal["rgb", "bgr"]) -> None:
         self.color = color
@@ -96,6 +97,7 @@ class CropTensor(Backend):
     """
 
     max = UNLIMITED
+    shared = True
 
     def forward(self, batch: list[Request]) -> None:
         for request in batch:
@@ -142,6 +144,7 @@ class CropResizeTensors(Backend):
     """
 
     max = UNLIMITED
+    shared = True
 
     def __init__(self, resize_h: Size, resize_w: Size, normalized: bool = False) -> None:
         check_area(resize_h, resize_w, "CropResizeTensors")

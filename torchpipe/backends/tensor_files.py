@@ -61,6 +61,8 @@ class SaveTensor(Backend):
         (tensor([1., 1.]), 1)
     """
 
+    shared = True
+
     def __init__(self, save_dir: str) -> None:
         self.folder = Path(save_dir)
         if not self.folder.is_dir():
@@ -100,6 +102,7 @@ class LoadTensor(Backend):
     """
 
     max = UNLIMITED
+    shared = True
 
     def __init__(self, tensor_name: str, device: str = "cpu") -> None:
         self.tensor = load_tensor(tensor_name, "tensor_name", torch_device(device))
@@ -131,6 +134,7 @@ class LoadTensors(Backend):
     """
 
     max = UNLIMITED
+    shared = True
 
     def __init__(self, tensor_name: str, device: str = "cpu") -> None:
         found = load(tensor_name, "tensor_name", torch_device(device))
@@ -167,6 +171,7 @@ class LoadReplaceFirstTensor(Backend):
     """
 
     max = UNLIMITED
+    shared = True
 
     def __init__(self, tensor_name: str, device: str = "cpu") -> None:
         self.tensor = load_tensor(tensor_name, "tensor_name", torch_device(device))

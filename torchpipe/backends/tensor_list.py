@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError, MissingKeyError, RequestError
-from ..parameters import Count
+from ..parameters import Count, Key
 from ..registry import built_in
 from ..request import TASK_RESULT_KEY, Request
 from .base import UNLIMITED, Backend
@@ -48,8 +48,9 @@ class AppendOtherTensor(Backend):
     """
 
     max = UNLIMITED
+    shared = True
 
-    def __init__(self, other: str = "other") -> None:
+    def __init__(self, other: Key = "other") -> None:
         self.key = other
 
     def forward(self, batch: list[Request]) -> None:
@@ -77,7 +78,7 @@ class AppendTensor(AppendOtherTensor):
         [tensor([0.]), tensor([1.])]
     """
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: Key) -> None:
         super().__init__(key)
 
 
@@ -103,8 +104,9 @@ class Append2OtherTensor(Backend):
     """
 
     max = UNLIMITED
+    shared = True
 
-    def __init__(self, other: str = "other") -> None:
+    def __init__(self, other: Key = "other") -> None:
         if other in ("data", TASK_RESULT_KEY):
             raise ConfigError(
                 f"Append2OtherTensor: other = {other!r} must be another key than data and result"
@@ -135,6 +137,7 @@ class InsertTensor(Backend):
     """
 
     max = UNLIMITED
+    shared = True
 
     def forward(self, batch: list[Request]) -> None:
         name = "InsertTensor"
@@ -160,6 +163,7 @@ class CatTensor(Backend):
     """
 
     max = UNLIMITED
+    shared = True
 
     def __init__(self, dim: int = 0) -> None:
         self.dim = dim
@@ -196,6 +200,7 @@ class SplitTensor(Backend):
     """
 
     max = UNLIMITED
+    shared = True
 
     def __init__(self, size: Count = 1, dim: int = 0) -> None:
         self.size, self.dim = size, dim

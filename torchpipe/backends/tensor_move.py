@@ -37,6 +37,8 @@ class Mat2Tensor(Backend):
         torch.Size([1, 3, 4, 6])
     """
 
+    shared = True
+
     def __init__(self, device: str = "auto", data_format: Literal["nchw", "hwc"] = "nchw") -> None:
         self.device = torch_device(device)
         self.data_format = data_format

@@ -77,6 +77,8 @@ class CreateTensor(Backend):
         torch.Size([1, 3, 8, 8])
     """
 
+    shared = True
+
     def __init__(
         self,
         shape: list[Annotated[int, Field(ge=0)]],
@@ -132,6 +134,7 @@ class SetTorchRequestSize(Backend):
     """
 
     max = UNLIMITED
+    shared = True
 
     def forward(self, batch: list[Request]) -> None:
         for request in batch:
@@ -154,6 +157,7 @@ class CalTorchBatchSize(Backend):
     """
 
     max = UNLIMITED
+    shared = True
 
     def forward(self, batch: list[Request]) -> None:
         for request in batch:

@@ -45,6 +45,7 @@ class IndexSelectTensor(Backend):
     """
 
     max = UNLIMITED
+    shared = True
 
     def __init__(self, file: str, device: str = "auto") -> None:
         self._load(file, "file", device)
@@ -125,6 +126,7 @@ class MergePromptTensor(Backend):
     """
 
     max = UNLIMITED
+    shared = True
 
     def __init__(self, placeholder: int) -> None:
         self.placeholder = placeholder
@@ -176,6 +178,7 @@ class AppendPositionIDsTensor(Backend):
     """
 
     max = UNLIMITED
+    shared = True
 
     def forward(self, batch: list[Request]) -> None:
         for request in batch:
@@ -217,6 +220,7 @@ class GenerateCosSinMaskTensor(Backend):
     """
 
     max = UNLIMITED
+    shared = True
 
     def __init__(
         self,
