@@ -145,6 +145,15 @@ def test_images_of_equal_size_go_through_in_one_call_and_each_comes_out_as_alone
         close(planes_of(request["result"], layout), bilinear(one, 5, 6))
 
 
+def test_large_images_on_the_cpu_are_faster_one_by_one(monkeypatch):
+    shapes = calls_of(monkeypatch)
+    requests = [{"data": image(3, 200, 300, seed=i)} for i in range(3)]
+    tensor_resize.ResizeTensor(5, 6).forward(requests)
+    assert shapes == [(1, 3, 200, 300)] * 3
+    for i, request in enumerate(requests):
+        close(request["result"], bilinear(image(3, 200, 300, seed=i), 5, 6))
+
+
 def test_results_of_one_batch_share_no_values():
     requests = [{"data": image(3, 8, 8)}, {"data": image(3, 8, 8)}]
     tensor_resize.ResizeTensor(4, 4).forward(requests)

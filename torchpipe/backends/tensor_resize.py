@@ -51,7 +51,7 @@ def check_area(height: int, width: int, name: str, error: type[Exception] = Conf
 
 @built_in()
 class ResizeTensor(ImagesTensor):
-    """Resizes images, bilinear; those of equal size in one call.
+    """Resizes images, bilinear; those of equal size in one call (on the CPU: small ones).
 
     The default ``align_corners = true`` keeps the centres of the corner pixels where they are. What Pillow,
     OpenCV, torchvision and today's training code do is ``align_corners = false``, and for Pillow's and
