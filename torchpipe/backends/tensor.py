@@ -24,7 +24,7 @@ CHANNELS = (1, 3, 4)
 MOST_JOINED = 2**16
 """Numbers in an image that is joined with others on the CPU; larger ones together leave its caches.
 
-Eight images of 32 x 32 take half the time in one call, of 128 x 128 the same, of 512 x 512 three times as long.
+Eight images of 32 x 32 take half the time in one call, of 128 x 128 the same, of 512 x 512 three times that.
 """
 
 
