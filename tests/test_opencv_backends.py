@@ -1,7 +1,6 @@
 """Images as numpy arrays: what OpenCV itself gives, for good and bad input, from one thread and from 40."""
 
 import io
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -10,14 +9,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from images import CAT, IMAGES, PHOTOS, encoded, photo, refusal, run, same
 from PIL import Image
 from threads import all_at_once
 
 from torchpipe import ConfigError, MissingKeyError, Pipe, RequestError
-
-IMAGES = Path(__file__).parent.parent / "demo" / "images"
-PHOTOS = [path for path in sorted(IMAGES.glob("*.jpg")) if path.name != "broken.jpg"]
-CAT = (IMAGES / "cat.jpg").read_bytes()
 
 DECODE = {"backend": "DecodeMat"}
 RESIZE = {"backend": "ResizeMat", "resize_h": 5, "resize_w": 7}
@@ -29,35 +25,6 @@ PREPROCESS = {
     "color": "rgb",
     "device": "cpu",
 }
-
-
-def run(config, **request) -> dict:
-    with Pipe(config) as pipe:
-        pipe(request)
-    return request
-
-
-def refusal(config, **request) -> str:
-    """The message of the RequestError; the request has no result."""
-    with Pipe(config) as pipe, pytest.raises(RequestError) as caught:
-        pipe(request)
-    assert "result" not in request
-    return str(caught.value)
-
-
-def photo() -> np.ndarray:
-    return cv2.imdecode(np.frombuffer(CAT, np.uint8), cv2.IMREAD_COLOR)
-
-
-def encoded(image: np.ndarray, suffix: str) -> bytes:
-    done, data = cv2.imencode(suffix, image)
-    assert done
-    return data.tobytes()
-
-
-def same(found, expected) -> None:
-    assert found.dtype == expected.dtype
-    np.testing.assert_array_equal(found, expected)
 
 
 # DecodeMat

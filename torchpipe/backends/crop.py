@@ -13,7 +13,7 @@ from ..request import Request
 from .base import Backend
 from .boxes import crop, one_box
 from .inverse import Inverse
-from .opencv import mat, resized
+from .opencv import LARGEST, mat, resized
 
 
 @built_in()
@@ -36,7 +36,7 @@ class CropMat(Backend):
 
     def forward_one(self, request: Request) -> None:
         image = mat(request, "CropMat")
-        x1, y1, x2, y2 = map(int, one_box(request, "CropMat").tolist())
+        x1, y1, x2, y2 = map(int, one_box(request, "CropMat"))
         request["result"] = crop(image, x1, y1, x2, y2, "CropMat")
         request["inverse_trans"] = Inverse.of_shift(x1, y1)
 
@@ -79,8 +79,9 @@ class CropResizeMat(Backend):
         image = mat(request, "CropResizeMat")
         height, width = image.shape[:2]
         # In float32, since boxes mostly are: 0.29 of 100 pixels is 29 there, and 28.999... in float64.
-        box = one_box(request, "CropResizeMat", np.float32).clip(-1000, 1000)
-        x1, y1, x2, y2 = (box * np.array([width, height, width, height], np.float32)).astype(int).tolist()
+        box = np.array(one_box(request, "CropResizeMat"), np.float32)
+        pixels = np.array([width, height, width, height], np.float32)
+        x1, y1, x2, y2 = (box * pixels).clip(-LARGEST, LARGEST).astype(int).tolist()
         wider, higher = int(self.ratio * (x2 - x1 + 1)), int(self.ratio * (y2 - y1 + 1))
         x1, y1 = max(0, x1 - wider), max(0, y1 - higher)
         x2, y2 = min(width, x2 + wider), min(height, y2 + higher)

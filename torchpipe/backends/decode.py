@@ -71,7 +71,7 @@ class DecodeMat(Backend):
         data = _buffer(request["data"])
         self._check(data)
         size = image_size(data)
-        if size is None or max(size) > LARGEST:  # which OpenCV reads in no format: bytes that mean nothing
+        if size is None or not 0 < min(size) <= max(size) <= LARGEST:  # OpenCV reads no such image
             return
         if size[0] * size[1] > self.max_pixels:
             raise RequestError(

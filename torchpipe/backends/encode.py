@@ -81,10 +81,10 @@ class EncodeMat(Backend):
 class _Saving(Backend):
     """Writes images into a folder, for debugging."""
 
-    def __init__(self, save_dir: str) -> None:
-        if not Path(save_dir).is_dir():
-            raise ConfigError(f"save_dir = {save_dir!r} is no folder")
-        self.folder = Path(save_dir)
+    def __init__(self, save_dir: Path) -> None:
+        if not save_dir.is_dir():
+            raise ConfigError(f"save_dir = {str(save_dir)!r} is no folder")
+        self.folder = save_dir
 
     def save(self, image: Any, color: Any) -> None:
         name = type(self).__name__
@@ -117,7 +117,7 @@ class SaveMat(_Saving):
         1
     """
 
-    def __init__(self, save_dir: str) -> None:
+    def __init__(self, save_dir: Path) -> None:
         super().__init__(save_dir)
 
     def forward_one(self, request: Request) -> None:
@@ -146,7 +146,7 @@ class SaveMats(_Saving):
         3
     """
 
-    def __init__(self, save_dir: str) -> None:
+    def __init__(self, save_dir: Path) -> None:
         super().__init__(save_dir)
 
     def forward_one(self, request: Request) -> None:

@@ -21,6 +21,10 @@ _JPEG_ENDS = frozenset({0xD8, 0xD9, 0xDA})  # a second image, the end, or pixels
 MOST_SEGMENTS = 10_000
 """Parts of one header that are looked at: real files have tens, and each takes a microsecond."""
 
+_PNG_CHUNK = struct.Struct(">I4s")
+MOST_CHUNKS = 100_000
+"""Chunks of a PNG file that are looked at: OpenCV writes one for every 8 KiB."""
+
 _PNM = re.compile(rb"P[1-6](?:\s|#[^\n]*\n)+(\d{1,12})(?:\s|#[^\n]*\n)+(\d{1,12})")
 _PAM_WIDTH, _PAM_HEIGHT = re.compile(rb"WIDTH\s+(\d{1,12})"), re.compile(rb"HEIGHT\s+(\d{1,12})")
 _PFM = re.compile(rb"P[Ff]\s+(\d{1,12})\s+(\d{1,12})")
@@ -64,6 +68,20 @@ def _jpeg(data: Any) -> Dimensions:
 
 
 def _png(data: Any) -> Dimensions:
+    """None also where a chunk claims to be longer than the file.
+
+    OpenCV (4.13) reserves what a chunk claims, up to 4 GB, and fills it with zeros before it looks whether
+    the file has as much. A still image cut off like this is none to OpenCV either; here an animation is none
+    too.
+    """
+    at, end = 8, len(data) - 12
+    for _ in range(MOST_CHUNKS):
+        length, kind = _PNG_CHUNK.unpack_from(data, at)
+        if length > end - at:
+            return None
+        if kind == b"IEND":
+            break
+        at += length + 12
     return struct.unpack_from(">II", data, 16)
 
 

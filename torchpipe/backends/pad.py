@@ -65,6 +65,8 @@ class Padding:
             padded = cv2.copyMakeBorder(image, top, bottom, left, right, self.border, value=self.values)
         except cv2.error as error:
             raise refused(self.name, image, error) from error
+        if padded.dtype != image.dtype:  # OpenCV has made int32 of int64
+            raise RequestError(f"{self.name}: OpenCV refuses {describe(image)}")
         return like(padded, image)
 
 

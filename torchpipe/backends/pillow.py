@@ -110,7 +110,9 @@ class PillowResizeTensor(_PillowResizing):
             if pixels.ndim == 3 and pixels.shape[2] <= 4:
                 found = self.resize(pixels.detach().cpu().numpy(), request).transpose(2, 0, 1)
                 # numpy converts: an operator of torch would start a team of threads in whichever thread calls
-                request["result"] = torch.from_numpy(found.astype(np.float32)[None]).to(tensor.device)
+                request["result"] = torch.from_numpy(found.astype(np.float32, order="C")[None]).to(
+                    tensor.device
+                )
                 return
         raise RequestError(
             "PillowResizeTensor takes a uint8 tensor, 1xCxHxW or HxWxC of 1 to 4 channels, got "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 
@@ -28,24 +30,32 @@ def rectified(image: np.ndarray, corners: np.ndarray, border: int, name: str) ->
     Its upper side gives the width and its left side the height, rounded down.
 
     Raises:
-        BoxError: nothing can be seen in it, or too much.
+        BoxError: it cannot become one, or a far too large one.
     """
-    sides = np.linalg.norm(corners[0].astype(np.float64) - corners[[1, 3]], axis=1)
-    width, height = sides.astype(int).tolist()
+    points = corners.tolist()
+    width, height = int(math.dist(points[0], points[1])), int(math.dist(points[0], points[3]))
     if not 1 <= min(width, height) <= max(width, height) <= LARGEST_SIDE or width * height > MOST_PIXELS:
-        raise BoxError(f"{name}: the quadrilateral {shown(corners.tolist())} would become {width} x {height}")
+        raise BoxError(f"{name}: the quadrilateral {shown(points)} would become {width} x {height}")
+    if _has_three_in_line(points):
+        raise BoxError(f"{name}: the quadrilateral {shown(points)} has three corners in one line")
     flat = np.array([[0, 0], [width, 0], [width, height], [0, height]], np.float32)
-    back = cv2.getPerspectiveTransform(flat, corners)
-    if not np.isfinite(back).all() or abs(np.linalg.det(back)) < 1e-9:
-        raise BoxError(f"{name}: the quadrilateral {shown(corners.tolist())} has no inside")
+    matrix = cv2.getPerspectiveTransform(corners, flat)
     try:
-        matrix = cv2.getPerspectiveTransform(corners, flat)
         result = cv2.warpPerspective(
             image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=border
         )
     except cv2.error as error:
         raise refused(name, image, error) from error
-    return like(result, image), Inverse.of_matrix(back)
+    return like(result, image), Inverse.of_matrix(cv2.invert(matrix)[1])
+
+
+def _has_three_in_line(points: list[list[float]]) -> bool:
+    """Whether three of four corners are, so that no perspective makes them a rectangle."""
+    for i in range(4):
+        (x1, y1), (x2, y2), (x3, y3) = points[i], points[i - 1], points[i - 2]
+        if abs((x2 - x1) * (y3 - y1) - (x3 - x1) * (y2 - y1)) < 1e-3:
+            return True
+    return False
 
 
 @built_in()
@@ -59,7 +69,8 @@ class PerspectiveTransformMat(Backend):
 
     Raises:
         MissingKeyError: the request has no ``_box``.
-        BoxError: a RequestError and ValueError: it is no quadrilateral, has no inside, or is too large.
+        BoxError: a RequestError and ValueError: it is no quadrilateral, has three corners in line, or is too
+            large.
         RequestError: ``data`` is no image, or of a dtype that OpenCV does not warp.
 
     Example:
@@ -87,7 +98,8 @@ class PerspectiveTransformMats(Backend):
 
     Raises:
         MissingKeyError: the request has no ``_box``.
-        BoxError: a RequestError and ValueError: one is no quadrilateral, has no inside, or is too large.
+        BoxError: a RequestError and ValueError: one is no quadrilateral, has three corners in line, or is too
+            large.
         RequestError: ``data`` is no image, or of a dtype that OpenCV does not warp.
 
     Example:
