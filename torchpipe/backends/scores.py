@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from ..errors import ConfigError, RequestError
@@ -13,43 +12,25 @@ from ..registry import built_in
 from ..request import Request
 from .base import UNLIMITED, Backend
 from .opencv import describe
-from .tensor import as_numpy
+from .tensor import OneThread
 
 
-def scores_of(batch: list[Request], name: str) -> np.ndarray | torch.Tensor:
-    """The last axis of every request's ``data`` as one row each: on the CPU a numpy array, else a tensor."""
+def scores_of(batch: list[Request], name: str) -> torch.Tensor:
+    """The scores of every request as one row each."""
     rows = [request["data"] for request in batch]
     for row in rows:
         if not (isinstance(row, torch.Tensor) and row.ndim and 0 < row.numel() == row.shape[-1]):
             raise RequestError(f"{name} takes one tensor of scores (1 x classes), got {describe(row)}")
-    if len(rows) > 1 and len({row.shape[-1] for row in rows}) > 1:
-        raise RequestError(f"{name}: requests of one batch have different numbers of classes")
-    if rows[0].is_cuda:
-        return torch.stack([row.reshape(-1) for row in rows])
-    # numpy, because an operator of torch would start a team of threads in whichever thread calls
-    return np.concatenate([as_numpy(row).reshape(1, -1) for row in rows])
+    if len({(row.shape[-1], row.dtype, row.device) for row in rows}) > 1:
+        raise RequestError(f"{name}: the scores of one batch have different numbers of classes or dtypes")
+    return torch.stack([row.detach().reshape(-1) for row in rows])
 
 
-def most_probable(scores: np.ndarray | torch.Tensor, k: int) -> tuple[list[list[float]], list[list[int]]]:
-    """The softmax of the k largest scores of each row, falling, and their classes.
-
-    Softmax is exp(x - max) / sum(exp(x - max)), in float32 or more.
-    """
-    if isinstance(scores, torch.Tensor):
-        dtype = torch.promote_types(scores.dtype, torch.float32)
-        values, best = scores.softmax(-1, dtype=dtype).topk(k, -1)
-        return values.tolist(), best.tolist()
-    scores = scores.astype(np.promote_types(scores.dtype, np.float32), copy=False)
-    rows = np.arange(len(scores))[:, None]
-    if k == 1:
-        classes = scores.argmax(-1)[:, None]
-    else:  # sorting only the k largest is a tenth of the work
-        classes = scores.argpartition(-k, -1)[:, -k:]
-        classes = classes[rows, scores[rows, classes].argsort(-1)[:, ::-1]]
-    chosen = scores[rows, classes]
-    with np.errstate(invalid="ignore", over="ignore"):  # infinite scores give NaN, as in torch
-        sums = np.exp(scores - chosen[:, :1]).sum(-1, keepdims=True)
-        return (np.exp(chosen - chosen[:, :1]) / sums).tolist(), classes.tolist()
+def most_probable(scores: torch.Tensor, k: int) -> tuple[list[list[float]], list[list[int]]]:
+    """The softmax (in float32 or more) of the k largest scores of each row, falling, and their classes."""
+    best = scores.argmax(-1, keepdim=True) if k == 1 else scores.topk(k, -1).indices
+    dtype = torch.promote_types(scores.dtype, torch.float32)
+    return scores.softmax(-1, dtype=dtype).gather(-1, best).tolist(), best.tolist()
 
 
 def labels_of(labels: list[str]) -> list[str]:
@@ -100,9 +81,10 @@ class SoftmaxArgMaxTensor(Backend):
         self.labels = labels_of(labels)
 
     def forward(self, batch: list[Request]) -> None:
-        scores = scores_of(batch, "SoftmaxArgMaxTensor")
-        check_labels(self.labels, scores.shape[-1], "SoftmaxArgMaxTensor")
-        values, best = most_probable(scores, 1)
+        with OneThread():
+            scores = scores_of(batch, "SoftmaxArgMaxTensor")
+            check_labels(self.labels, scores.shape[-1], "SoftmaxArgMaxTensor")
+            values, best = most_probable(scores, 1)
         for request, (score,), (index,) in zip(batch, values, best, strict=True):
             request["score"], request["class"], request["result"] = score, index, index
             if self.labels:
@@ -127,7 +109,8 @@ class ArgMaxTensor(Backend):
     shared = True
 
     def forward(self, batch: list[Request]) -> None:
-        best = torch.as_tensor(scores_of(batch, "ArgMaxTensor").argmax(-1))
+        with OneThread():
+            best = scores_of(batch, "ArgMaxTensor").argmax(-1)
         for i, request in enumerate(batch):
             request["result"] = best[i : i + 1]
 
@@ -162,11 +145,12 @@ class TopkTensor(Backend):
         self.k, self.labels = k, labels_of(labels)
 
     def forward(self, batch: list[Request]) -> None:
-        scores = scores_of(batch, "TopkTensor")
-        if scores.shape[-1] < self.k:
-            raise RequestError(f"TopkTensor: k = {self.k}, but there are {scores.shape[-1]} classes")
-        check_labels(self.labels, scores.shape[-1], "TopkTensor")
-        values, best = most_probable(scores, self.k)
+        with OneThread():
+            scores = scores_of(batch, "TopkTensor")
+            if scores.shape[-1] < self.k:
+                raise RequestError(f"TopkTensor: k = {self.k}, but there are {scores.shape[-1]} classes")
+            check_labels(self.labels, scores.shape[-1], "TopkTensor")
+            values, best = most_probable(scores, self.k)
         for request, score, classes in zip(batch, values, best, strict=True):
             request["score"], request["class"], request["result"] = score, classes, classes
             if self.labels:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -131,7 +131,7 @@ class _Image:
 
     tensor: torch.Tensor
     layout: Layout
-    request: Request
+    wish: Any
     result: Any = None
     inverse: Inverse | None = None
 
@@ -155,19 +155,12 @@ class ImagesTensor(Backend):
     real = True
 
     def forward(self, batch: list[Request]) -> None:
-        groups: dict[Hashable, list[_Image]] = {}
-        found = []
-        for request in batch:
-            images, key = self._images(request), self.key(request)
-            found.append(images)
-            for image in images:
-                tensor = image.tensor
-                alike: tuple = (image.layout, tensor.shape, tensor.dtype, tensor.device, key)
-                if not tensor.is_cuda and tensor.numel() > MOST_JOINED:
-                    alike = (*alike, len(groups))
-                groups.setdefault(alike, []).append(image)
-        for members in groups.values():
-            self._change_group(members)
+        found = [self._images(request) for request in batch]
+        if len(found) == 1 and len(found[0]) == 1:
+            self._change_group(found[0])
+        else:
+            for members in self._groups(found):
+                self._change_group(members)
         for request, images in zip(batch, found, strict=True):
             if isinstance(request["data"], (list, tuple)):
                 request["result"] = [image.result for image in images]
@@ -175,25 +168,38 @@ class ImagesTensor(Backend):
             else:
                 request["result"], request["inverse_trans"] = images[0].result, images[0].inverse
 
-    def key(self, request: Request) -> Hashable:
-        """What else must be equal for the images of two requests to be changed in one call."""
+    def wish(self, request: Request) -> Any:
+        """What the request itself asks for; images are changed together where that is equal."""
         return None
 
-    def change(self, images: torch.Tensor, request: Request) -> tuple[torch.Tensor, Inverse]:
-        """Images of n x C x H x W, changed, and the way back; ``request`` is one of those they belong to."""
-        raise TypeError(f"{type(self).__name__} must define change(images, request)")
+    def change(self, images: torch.Tensor, wish: Any) -> tuple[torch.Tensor, Inverse]:
+        """Images of n x C x H x W, changed as their requests wish, and the way back."""
+        raise TypeError(f"{type(self).__name__} must define change(images, wish)")
 
     def _images(self, request: Request) -> list[_Image]:
-        name = type(self).__name__
+        name, wish = type(self).__name__, self.wish(request)
         tensors = tensors_of(request["data"], name)
-        return [_Image(tensor, layout_of(tensor, name), request) for tensor in tensors]
+        return [_Image(tensor, layout_of(tensor, name), wish) for tensor in tensors]
+
+    def _groups(self, found: list[list[_Image]]) -> Iterable[list[_Image]]:
+        groups: dict[Hashable, list[_Image]] = {}
+        for images in found:
+            for image in images:
+                tensor = image.tensor
+                alike: tuple = (image.layout, tensor.shape, tensor.dtype, tensor.device, image.wish)
+                if not tensor.is_cuda and tensor.numel() > MOST_JOINED:
+                    alike = (*alike, len(groups))
+                groups.setdefault(alike, []).append(image)
+        return groups.values()
 
     def _change_group(self, members: list[_Image]) -> None:
         layout, count = members[0].layout, len(members[0].tensor)
         with OneThread():
             together = joined([image.tensor for image in members], layout, self.real)
-            changed, inverse = self.change(together, members[0].request)
-            for image, part in zip(members, changed.split(count if layout == "nchw" else 1), strict=True):
+            changed, inverse = self.change(together, members[0].wish)
+            rows = count if layout == "nchw" else 1
+            parts = changed.split(rows) if len(members) > 1 else (changed,)
+            for image, part in zip(members, parts, strict=True):
                 if self.keep and layout == "chw":
                     part = part[0]
                 elif self.keep and layout == "hwc":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -103,7 +103,7 @@ class CropTensor(Backend):
         for request in batch:
             image = a_tensor(request["data"], "CropTensor")
             planes = as_planes(image, layout_of(image, "CropTensor"))
-            x1, y1, x2, y2 = one_box(request, "CropTensor", np.int64).tolist()
+            x1, y1, x2, y2 = map(int, one_box(request, "CropTensor"))
             height, width = planes.shape[2:]
             if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
                 raise BoxError(
@@ -231,7 +231,7 @@ class CopyMakeBorderTensor(ImagesTensor):
     def __init__(self, pad_value: float = 0.0) -> None:
         self.pad_value = pad_value
 
-    def key(self, request: Request) -> tuple[int, ...]:
+    def wish(self, request: Request) -> tuple[int, ...]:
         name = "CopyMakeBorderTensor"
         left, right, top, bottom = (
             wanted_size(request, key, name, least=0) if key in request else 0
@@ -239,12 +239,11 @@ class CopyMakeBorderTensor(ImagesTensor):
         )
         return left, right, top, bottom
 
-    def change(self, images: torch.Tensor, request: Request) -> tuple[torch.Tensor, Inverse]:
-        border = self.key(request)
+    def change(self, images: torch.Tensor, wish: Any) -> tuple[torch.Tensor, Inverse]:
         check_area(
-            images.shape[2] + border[2] + border[3],
-            images.shape[3] + border[0] + border[1],
+            images.shape[2] + wish[2] + wish[3],
+            images.shape[3] + wish[0] + wish[1],
             "CopyMakeBorderTensor",
             RequestError,
         )
-        return functional.pad(images, border, value=self.pad_value), Inverse.of_shift(-border[0], -border[2])
+        return functional.pad(images, wish, value=self.pad_value), Inverse.of_shift(-wish[0], -wish[2])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable
 from typing import Any
 
 import torch
@@ -87,7 +86,7 @@ class ResizeTensor(ImagesTensor):
         self.height, self.width = resize_h, resize_w
         self.align_corners, self.antialias = align_corners, antialias
 
-    def change(self, images: torch.Tensor, request: Request) -> tuple[torch.Tensor, Inverse]:
+    def change(self, images: torch.Tensor, wish: Any) -> tuple[torch.Tensor, Inverse]:
         inverse = way_back(images.shape, self.height, self.width, self.align_corners)
         return interpolated(images, self.height, self.width, self.align_corners, self.antialias), inverse
 
@@ -116,14 +115,14 @@ class DynamicResizeTensor(ImagesTensor):
     def __init__(self, align_corners: bool = True, antialias: bool = False) -> None:
         self.align_corners, self.antialias = align_corners, antialias
 
-    def key(self, request: Request) -> Hashable:
+    def wish(self, request: Request) -> tuple[int, int]:
         name = "DynamicResizeTensor"
         height, width = (wanted_size(request, key, name) for key in ("resize_h", "resize_w"))
         check_area(height, width, name, RequestError)
         return height, width
 
-    def change(self, images: torch.Tensor, request: Request) -> tuple[torch.Tensor, Inverse]:
-        height, width = int(request["resize_h"]), int(request["resize_w"])
+    def change(self, images: torch.Tensor, wish: Any) -> tuple[torch.Tensor, Inverse]:
+        height, width = wish
         inverse = way_back(images.shape, height, width, self.align_corners)
         return interpolated(images, height, width, self.align_corners, self.antialias), inverse
 
@@ -159,7 +158,7 @@ class ResizeTensorV1(ImagesTensor):
         check_area(resize_h, resize_w, "ResizeTensorV1")
         self.height, self.width = resize_h, resize_w
 
-    def change(self, images: torch.Tensor, request: Request) -> tuple[torch.Tensor, Inverse]:
+    def change(self, images: torch.Tensor, wish: Any) -> tuple[torch.Tensor, Inverse]:
         if images.dtype != torch.uint8:
             raise RequestError(f"ResizeTensorV1 takes uint8 images, got {describe(images)}")
         grows = self.height > images.shape[-2] or self.width > images.shape[-1]
@@ -211,7 +210,7 @@ class ResizePadTensor(ImagesTensor):
         self.pad_value = Padding("ResizePadTensor", pad_value).values[0]
         self.align_corners, self.antialias = align_corners, antialias
 
-    def change(self, images: torch.Tensor, request: Request) -> tuple[torch.Tensor, Inverse]:
+    def change(self, images: torch.Tensor, wish: Any) -> tuple[torch.Tensor, Inverse]:
         width, height = fitted(images.shape, self.width, self.height)
         resized = interpolated(images, height, width, self.align_corners, self.antialias)
         inverse = way_back(images.shape, height, width, self.align_corners)
