@@ -404,6 +404,21 @@ def test_boxes_that_are_none_are_a_value_error(box):
     assert refusal(config, ValueError, data=image(3, 8, 8), _box=box).startswith("CropResizeTensors")
 
 
+def test_a_detectors_boxes_can_be_cut_out_and_drawn():
+    head = torch.zeros(1, 6, 50)
+    head[0, :, 3] = torch.tensor([10.0, 10, 8, 6, 0.1, 0.9])
+    head[0, :, 9] = torch.tensor([30.0, 12, 10, 10, 0.8, 0.1])
+    found = run({"backend": "YoloV8Boxes", "labels": "cat,dog"}, data=head)
+    planes = image(3, 24, 40, torch.uint8)
+    crops = run(
+        {"backend": "CropResizeTensors", "resize_h": 9, "resize_w": 7}, data=planes, _box=found["_box"]
+    )
+    assert crops["result"].shape == (2, 3, 9, 7)
+    plain = planes[0].permute(1, 2, 0).numpy()
+    drawn = run({"backend": "DrawBoxesMat"}, data=plain, _box=found["_box"], labels=found["labels"])
+    assert (drawn["result"] != plain).any()
+
+
 # CopyMakeBorderTensor
 
 
@@ -433,6 +448,18 @@ def test_a_border_is_as_wide_as_the_request_says(layout, border, dtype):
 @pytest.mark.parametrize("width", [-1, "x", 2**30, None])
 def test_a_border_that_is_none_is_an_error(width):
     assert "left = " in refusal({"backend": "CopyMakeBorderTensor"}, data=image(3, 8, 8), left=width)
+
+
+def test_a_border_of_a_fraction_makes_float_and_one_that_does_not_fit_is_an_error():
+    backend = {"backend": "CopyMakeBorderTensor"}
+    found = run({**backend, "pad_value": 0.5}, data=image(3, 8, 8, torch.uint8), left=1)["result"]
+    assert found.dtype == torch.float32
+    assert (found[:, :, :, 0] == 0.5).all()
+    for value in (300, -1):
+        message = refusal({**backend, "pad_value": value}, data=image(3, 8, 8, torch.uint8), left=1)
+        assert "torch.uint8 cannot hold pad_value" in message
+    with pytest.raises(ConfigError, match="pad_value = 'inf'"):
+        Pipe({**backend, "pad_value": "inf"})
 
 
 # CvtColorTensor

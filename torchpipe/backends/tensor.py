@@ -64,7 +64,8 @@ def _openmp_setter() -> Callable[[int], object] | None:
     """OpenMP's own ``omp_set_num_threads``, found through the library of torch that is linked with it."""
     try:
         path = os.path.join(os.path.dirname(torch.__file__), "lib", "libtorch_cpu.so")
-        return ctypes.CDLL(path).omp_set_num_threads
+        # PyDLL, because CDLL would let go of the interpreter lock for these nanoseconds.
+        return ctypes.PyDLL(path).omp_set_num_threads
     except (OSError, AttributeError):
         return None
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as functional
+from pydantic import Field
 
 from ..errors import MissingKeyError, RequestError, shown
 from ..parameters import Size
@@ -77,7 +78,7 @@ def _turned(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.flip(-1 if layout == "hwc" else -3)
 
 
-@built_in()
+@built_in("PPLCropTensor")
 class CropTensor(Backend):
     """Cuts a box out of an image, without copying it.
 
@@ -206,7 +207,7 @@ def _places(start: np.ndarray, end: np.ndarray, count: int, size: int) -> np.nda
     return 2 * places / size - 1
 
 
-@built_in()
+@built_in("PPLCopyMakeBorderTensor")
 class CopyMakeBorderTensor(ImagesTensor):
     """Puts a border of one value around images, as wide as their request says.
 
@@ -215,10 +216,10 @@ class CopyMakeBorderTensor(ImagesTensor):
     device; ``inverse_trans``: new image -> original.
 
     Args:
-        pad_value: what the border is filled with.
+        pad_value: what the border is filled with; a fraction makes images of integers float32.
 
     Raises:
-        RequestError: a width is none, or ``data`` is no image.
+        RequestError: a width is none, or ``data`` is no image, or of a dtype that cannot hold ``pad_value``.
 
     Example:
         >>> request = {"data": torch.zeros(1, 3, 20, 60), "top": 2, "left": 5}
@@ -228,7 +229,7 @@ class CopyMakeBorderTensor(ImagesTensor):
 
     real = False
 
-    def __init__(self, pad_value: float = 0.0) -> None:
+    def __init__(self, pad_value: Annotated[float, Field(allow_inf_nan=False)] = 0.0) -> None:
         self.pad_value = pad_value
 
     def wish(self, request: Request) -> tuple[int, ...]:
@@ -246,4 +247,12 @@ class CopyMakeBorderTensor(ImagesTensor):
             "CopyMakeBorderTensor",
             RequestError,
         )
-        return functional.pad(images, wish, value=self.pad_value), Inverse.of_shift(-wish[0], -wish[2])
+        if not images.is_floating_point() and self.pad_value % 1:
+            images = images.float()
+        try:
+            framed = functional.pad(images, wish, value=self.pad_value)
+        except (RuntimeError, ValueError, OverflowError) as error:
+            raise RequestError(
+                f"CopyMakeBorderTensor: {describe(images)} cannot hold pad_value = {self.pad_value}"
+            ) from error
+        return framed, Inverse.of_shift(-wish[0], -wish[2])
