@@ -340,10 +340,16 @@ def test_a_single_value_is_for_all(engines):
     assert [(engine.name, engine.max) for engine in engines] == [("a", 4), ("b", 4)]
 
 
-@pytest.mark.parametrize(("number", "parts"), [(3, "1;4"), (1, "1;4"), (2, "1;4;8")])
-def test_as_many_parts_as_instances(number, parts):
+def test_the_instances_take_the_parts_in_turn(engines):
+    Pipe({"backend": "Engine", "instance_num": 5, "high": "1;4", "name": "a;b;c"}).close()
+    assert [engine.max for engine in engines] == [1, 4, 1, 4, 1]
+    assert [engine.name for engine in engines] == list("abcab")
+
+
+@pytest.mark.parametrize(("number", "parts"), [(1, "1;4"), (2, "1;4;8")])
+def test_more_parts_than_instances_are_refused(number, parts):
     said = refusal("Engine", instance_num=number, high=parts)
-    assert f"high = '{parts}' has {parts.count(';') + 1} parts for {number} instances" in said
+    assert f"high = '{parts}' has {number + 1} parts, more than there are instances ({number})" in said
 
 
 def test_each_part_is_checked():

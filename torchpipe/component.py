@@ -74,11 +74,15 @@ class Scope:
 
 @dataclass
 class Setting:
-    """The value of one parameter, and where it came from; ``each``: those of the instances, by index."""
+    """The value of one parameter, and where it came from; ``each``: those that the instances take in turn."""
 
     value: Any
     source: str
     each: tuple = ()
+
+    def of(self, index: int) -> Any:
+        """What the ``index``-th instance gets."""
+        return self.each[index % len(self.each)] if self.each else self.value
 
 
 @dataclass
@@ -124,7 +128,7 @@ class Blueprint:
         index = index if self.copy is None else self.copy
         mark = len(owned)
         built = {name: _build(child, index, owned, made) for name, child in reversed(self.children.items())}
-        values = {name: s.each[index] if s.each else s.value for name, s in self.settings.items()}
+        values = {name: setting.of(index) for name, setting in self.settings.items()}
         for name, parameter in parameters_of(self.cls).items():
             if parameter.kind == "config":
                 values[name] = {**self.scope.whole, "_independent_thread_index": index}
@@ -297,10 +301,10 @@ def _setting(
                 return Setting(parameter.default, "default")
     if parameter.each and isinstance(value, str) and ";" in value:
         parts = value.split(";")
-        if len(parts) != scope.instances:
+        if len(parts) > scope.instances:
             raise ConfigError(
-                f"{where}: {name} = {shown(value)} has {len(parts)} parts for {scope.instances} instances; "
-                "write one part for each, or a single value"
+                f"{where}: {name} = {shown(value)} has {len(parts)} parts, more than there are instances "
+                f"({scope.instances}); they take the parts in turn"
             )
         return Setting(value, source, tuple(parameter.coerce(part.strip(), where) for part in parts))
     return Setting(parameter.coerce(value, where), source)

@@ -20,8 +20,8 @@ BracketText = Annotated[str, "bracket"]
 WholeConfig = Annotated[dict, "config"]
 """A parameter that receives every key of the node, so that no key of that node can be unknown."""
 
-EachText = Annotated[str, "each"]
-"""Text in which ``;`` parts what each instance gets; of numbers and lists that is always so."""
+EachText = Annotated[str, "per instance"]
+"""Text whose parts, separated by ``;``, the instances take in turn; of numbers and lists it is always so."""
 
 
 def _key(text: str) -> str:
@@ -69,7 +69,7 @@ class Parameter:
     @property
     def each(self) -> bool:
         """Whether ``;`` parts the values of the instances: wherever it could mean nothing else."""
-        if "each" in getattr(self.annotation, "__metadata__", ()):
+        if "per instance" in getattr(self.annotation, "__metadata__", ()):
             return True
         return not {str, Any, object} & set(_options(self.annotation))
 

@@ -168,7 +168,8 @@ class FakeInstance(Backend):
 
     Args:
         copies: the backend, or as many backends as there are copies.
-        fake_instance_num: the number of copies; values written ``a;b;c`` have one part for each.
+        fake_instance_num: the number of copies; they take the parts of values written
+            ``a;b;c`` in turn.
 
     Raises:
         ConfigError: a number of requests between the fewest and the most is taken by none of the copies.
