@@ -163,6 +163,36 @@ def test_a_chunk_that_claims_gigabytes_is_not_shown_to_opencv_which_would_reserv
     assert "result" not in decoded(data)
 
 
+def of_many_scans(count: int, color: bool) -> bytes:
+    """A JPEG whose last scan, or first one of a single component, comes again and again."""
+    image = np.zeros((64, 64, 3) if color else (64, 64), np.uint8)
+    data = encoded_as(image, ".jpg", cv2.IMWRITE_JPEG_PROGRESSIVE, 0 if color else 1)
+    if color:  # one scan of one component in place of one for all
+        at = data.index(b"\xff\xda")
+        scan = b"\xff\xda\x00\x08\x01\x01\x00\x00\x3f\x00" + b"\x00" * 8
+        return data[:at] + scan * count + b"\xff\xd9"
+    scan = data[data.rindex(b"\xff\xc4") : -2]
+    return data[:-2] + scan * (count - data.count(b"\xff\xda")) + data[-2:]
+
+
+def encoded_as(image: np.ndarray, suffix: str, *options: int) -> bytes:
+    return cv2.imencode(suffix, image, options)[1].tobytes()
+
+
+@pytest.mark.parametrize("color", [False, True], ids=["progressive", "component by component"])
+def test_a_jpeg_of_scans_without_end_is_no_image(color):
+    assert image_size(of_many_scans(100, color)) == (64, 64)
+    assert decoded(of_many_scans(100, color))["result"].shape == (64, 64, 3)
+    assert image_size(of_many_scans(101, color)) is None
+    assert image_size(memoryview(of_many_scans(101, color))) is None
+    assert "result" not in decoded(of_many_scans(20_000, color))
+
+
+def test_a_plain_jpeg_may_hold_bytes_that_look_like_scans():
+    data = CAT[:-2] + b"\xff\xda" * 1000 + CAT[-2:]
+    assert decoded(data)["result"].shape == photo().shape
+
+
 # Sizes from headers
 
 

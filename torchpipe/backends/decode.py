@@ -30,7 +30,7 @@ class DecodeMat(Backend):
     """Decodes an image file in memory: JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF and whatever else OpenCV reads.
 
     Of an animation or a file of many pages, the first. Bytes that are no image give no ``result``, nor does
-    text, nor OpenEXR.
+    text, OpenEXR, a PNG cut off, or a JPEG of more than 100 scans, which would take minutes.
 
     Reads ``data``: bytes (or bytearray, memoryview, 1-d uint8 array). Writes ``result`` and ``color``, by
     ``mode``: bgr, rgb: uint8, HxWx3 in that order; gray: uint8, HxW; unchanged: as in the file: HxW, HxWx3
