@@ -29,6 +29,7 @@ def run(*args, **config) -> dict:
         raise
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_the_example_of_a_backend_is_true(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
