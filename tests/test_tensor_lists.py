@@ -197,6 +197,40 @@ def test_prompts_that_do_not_go_with_their_features_are_an_error():
     assert "a prompt of n" in refusal(config, data=data, prompt=torch.tensor([1]), placeholder=two)
 
 
+def interleaved(images, config=None, **request) -> list[int]:
+    result = run({"backend": "MultiModalEmbedsTensor", **(config or {})}, data=images, **request)["result"]
+    assert result.shape[0] == 1
+    return result[0, :, 0].int().tolist()
+
+
+def test_images_stand_between_the_pieces_of_a_text(tmp_path):
+    images = [feature(7)[None], feature(8, 1)[None]]
+    text = [feature(1, 1), feature(2, 1)[None], feature(3, 2)]
+    assert interleaved(images, input_embeds=text) == [1, 7, 7, 2, 8, 3, 3]
+    assert interleaved(images, input_embeds=text[:2]) == [1, 7, 7, 2, 8]
+    assert interleaved(images[0], input_embeds=text[0]) == [1, 7, 7]
+    path = str(tmp_path / "text.pt")
+    torch.save(text, path)
+    assert interleaved(images, {"input_embeds": path}) == [1, 7, 7, 2, 8, 3, 3]
+    assert interleaved(images[0], {"input_embeds": path}, input_embeds=text[0]) == [1, 7, 7]
+    half = run(
+        {"backend": "MultiModalEmbedsTensor", "input_embeds": path}, data=[one.half() for one in images]
+    )
+    assert half["result"].dtype == torch.float16
+
+
+def test_a_text_that_does_not_go_with_its_images_is_an_error(tmp_path):
+    config, one = {"backend": "MultiModalEmbedsTensor"}, torch.ones(1, 2, 4)
+    assert "needs the key 'input_embeds'" in refusal(config, MissingKeyError, data=one)
+    for pieces in ([], [one] * 3):
+        assert f"{len(pieces)} pieces of text for 1 images" in refusal(config, data=one, input_embeds=pieces)
+    assert "1 x n x size" in refusal(config, data=one, input_embeds=torch.ones(2, 5))
+    assert "1 x n x size" in refusal(config, data=torch.ones(2, 2, 4), input_embeds=one)
+    torch.save(one, tmp_path / "one.pt")
+    with pytest.raises(ConfigError, match="holds no list of tensors"):
+        Pipe({**config, "input_embeds": str(tmp_path / "one.pt")})
+
+
 def test_positions_follow_the_tensors():
     first = torch.ones(1, 5, 8)
     assert values(run("AppendPositionIDsTensor", data=[first, ONE])["result"][1:]) == [[1], [[0, 1, 2, 3, 4]]]

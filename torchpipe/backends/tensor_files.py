@@ -38,6 +38,14 @@ def load_tensor(path: str, parameter: str, device: torch.device) -> torch.Tensor
     return found
 
 
+def load_tensors(path: str, parameter: str, device: torch.device) -> list[torch.Tensor]:
+    """The list of tensors in a file, or a ConfigError."""
+    found = load(path, parameter, device)
+    if not isinstance(found, (list, tuple)) or not all(isinstance(one, torch.Tensor) for one in found):
+        raise ConfigError(f"{parameter} = {path!r} holds no list of tensors")
+    return list(found)
+
+
 @built_in()
 class SaveTensor(Backend):
     """Saves the data with ``torch.save`` under a new name in a folder, for debugging.
@@ -137,10 +145,7 @@ class LoadTensors(Backend):
     shared = True
 
     def __init__(self, tensor_name: str, device: str = "cpu") -> None:
-        found = load(tensor_name, "tensor_name", torch_device(device))
-        if not isinstance(found, (list, tuple)) or not all(isinstance(t, torch.Tensor) for t in found):
-            raise ConfigError(f"tensor_name = {tensor_name!r} holds no list of tensors")
-        self.tensors = found
+        self.tensors = load_tensors(tensor_name, "tensor_name", torch_device(device))
 
     def forward(self, batch: list[Request]) -> None:
         for request in batch:

@@ -1,12 +1,10 @@
-"""What stands before a language model: embeddings, merged prompts, positions, rotary tables, masks."""
+"""Embeddings of tokens, and prompts whose text and images are merged."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from itertools import chain, zip_longest
 
-import numpy as np
 import torch
-from pydantic import Field
 
 from ..errors import ConfigError, MissingKeyError, RequestError
 from ..registry import built_in
@@ -14,7 +12,7 @@ from ..request import Request
 from .base import UNLIMITED, Backend
 from .opencv import describe
 from .tensor import OneThread, a_tensor, tensors_of, torch_device
-from .tensor_files import load_tensor
+from .tensor_files import load_tensor, load_tensors
 from .tensor_list import under
 
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -163,115 +161,50 @@ class MergePromptTensor(Backend):
 
 
 @built_in()
-class AppendPositionIDsTensor(Backend):
-    """Appends the positions of the tokens to the data.
+class MultiModalEmbedsTensor(Backend):
+    """Puts the embeddings of images between those of the pieces of a text: text, image, text, image, ...
 
-    Reads ``data``: tensor ... x n x size, or a list whose first it is. Writes ``result``: list of the tensors
-    and an int64 tensor [[0, 1, ..., n - 1]] on the first one's device.
+    Reads ``data``: the images, a tensor 1 x k x size or a list of them; ``input_embeds``: the pieces of the
+    text, as many or one more, 1 x n x size or n x size each (of a file if there is the parameter and not the
+    key). Writes ``result``: 1 x m x size, on the device of the images.
+
+    Args:
+        input_embeds: a file with the pieces of a text that is always the same, written by ``torch.save``.
 
     Raises:
-        RequestError: ``data`` is neither.
+        ConfigError: there is no such file, or it holds no list of tensors.
+        MissingKeyError: there is neither a file nor the key ``input_embeds``.
+        RequestError: there are not as many pieces as images or one more, or their shapes differ.
 
     Example:
-        >>> run("AppendPositionIDsTensor", {"data": torch.zeros(1, 4, 8)})["result"][1]
-        tensor([[0, 1, 2, 3]])
+        >>> request = {"data": torch.ones(1, 2, 4), "input_embeds": [torch.zeros(3, 4), torch.zeros(1, 4)]}
+        >>> run("MultiModalEmbedsTensor", request)["result"][0, :, 0]
+        tensor([0., 0., 0., 1., 1., 0.])
     """
 
     max = UNLIMITED
     shared = True
 
+    def __init__(self, input_embeds: str = "") -> None:
+        self.pieces = (
+            load_tensors(input_embeds, "input_embeds", torch.device("cpu")) if input_embeds else None
+        )
+
     def forward(self, batch: list[Request]) -> None:
+        name = "MultiModalEmbedsTensor"
         for request in batch:
-            tensors = tensors_of(request["data"], "AppendPositionIDsTensor")
-            first = _sequence(tensors, "AppendPositionIDsTensor")
+            images = tensors_of(request["data"], name)
+            if self.pieces is None or "input_embeds" in request:
+                pieces = under(request, "input_embeds", name)
+            else:
+                pieces = list(self.pieces)
+            if not images or len(pieces) - len(images) not in (0, 1):
+                raise RequestError(f"{name}: {len(pieces)} pieces of text for {len(images)} images")
+            place, dtype = images[0].device, images[0].dtype
+            pieces = [(piece[None] if piece.ndim == 2 else piece).to(place, dtype) for piece in pieces]
+            parts = [part for part in chain(*zip_longest(pieces, images)) if part is not None]
+            if any(part.ndim != 3 or len(part) != 1 or part.shape[2] != parts[0].shape[2] for part in parts):
+                found = ", ".join(describe(part) for part in parts)
+                raise RequestError(f"{name} takes 1 x n x size of one size, got {found}")
             with OneThread():
-                positions = torch.arange(first.shape[-2], device=first.device)[None]
-            request["result"] = [*tensors, positions]
-
-
-def _sequence(tensors, name: str) -> torch.Tensor:
-    if not tensors or tensors[0].ndim < 2:
-        found = describe(tensors[0]) if tensors else "an empty list"
-        raise RequestError(f"{name} takes a tensor of at least 2 axes, ... x n x size, got {found}")
-    return tensors[0]
-
-
-@built_in()
-class GenerateCosSinMaskTensor(Backend):
-    """The rotary table and the causal mask for the first pass of a language model over a prompt.
-
-    Reads ``data``: tensor 1 x n x size. Writes ``result``: list of cos and sin, 1 x n x head_dim, in the
-    dtype of the data, and the mask, 1 x 1 x n x n: 0 where a token may look, else the lowest value of that
-    dtype; all on its device. Angle i of n positions is position / base^(2i / head_dim), twice, as Llama has
-    it.
-
-    Args:
-        head_dim: the size of an attention head.
-        base: of the frequencies ("rope_theta" of a model's configuration).
-
-    Raises:
-        ConfigError: ``head_dim`` is odd.
-        RequestError: ``data`` is no floating tensor of at least 2 axes.
-
-    Example:
-        >>> cos, sin, mask = run("GenerateCosSinMaskTensor", {"data": torch.zeros(1, 3, 256)})["result"]
-        >>> cos.shape, mask.shape, (mask < 0)[0, 0].tolist()[0]
-        (torch.Size([1, 3, 128]), torch.Size([1, 1, 3, 3]), [False, True, True])
-    """
-
-    max = UNLIMITED
-    shared = True
-
-    def __init__(
-        self,
-        head_dim: Annotated[int, Field(ge=2, le=65536)] = 128,
-        base: Annotated[float, Field(gt=0)] = 10000.0,
-    ) -> None:
-        if head_dim % 2:
-            raise ConfigError(f"head_dim = {head_dim} must be even: angles turn pairs")
-        self.frequencies = torch.from_numpy(1 / base ** (np.arange(0, head_dim, 2) / head_dim)).float()
-
-    def forward(self, batch: list[Request]) -> None:
-        for request in batch:
-            data = a_tensor(request["data"], type(self).__name__)
-            request["result"] = self.tables([data])
-
-    def tables(self, tensors) -> list[torch.Tensor]:
-        """cos, sin and mask for the first tensor's length, dtype and device."""
-        first = _sequence(tensors, type(self).__name__)
-        if not first.is_floating_point():
-            raise RequestError(f"{type(self).__name__} takes a floating tensor, got {describe(first)}")
-        length, device, dtype = first.shape[-2], first.device, first.dtype
-        with OneThread():
-            positions = torch.arange(length, device=device, dtype=torch.float32)
-            angles = torch.outer(positions, self.frequencies.to(device))
-            angles = torch.cat([angles, angles], -1)[None]
-            mask = torch.full((length, length), torch.finfo(dtype).min, dtype=dtype, device=device).triu_(1)
-            return [angles.cos().to(dtype), angles.sin().to(dtype), mask[None, None]]
-
-
-@built_in()
-class AppendCosSinMaskTensor(GenerateCosSinMaskTensor):
-    """Appends the rotary table and the causal mask to query, key and value of a prompt's first pass.
-
-    Reads ``data``: list of tensors, the first 1 x n x size. Writes ``result``: the list, and after it cos and
-    sin, 1 x n x head_dim, and the mask, 1 x 1 x n x n, as GenerateCosSinMaskTensor makes them.
-
-    Args:
-        head_dim: the size of an attention head.
-        base: of the frequencies ("rope_theta" of a model's configuration).
-
-    Raises:
-        ConfigError: ``head_dim`` is odd.
-        RequestError: ``data`` is no such list.
-
-    Example:
-        >>> query = key = value = torch.zeros(1, 3, 256)
-        >>> len(run("AppendCosSinMaskTensor", {"data": [query, key, value]})["result"])
-        6
-    """
-
-    def forward(self, batch: list[Request]) -> None:
-        for request in batch:
-            tensors = tensors_of(request["data"], "AppendCosSinMaskTensor")
-            request["result"] = [*tensors, *self.tables(tensors)]
+                request["result"] = torch.cat(parts, 1)
