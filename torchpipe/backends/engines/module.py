@@ -63,6 +63,11 @@ class ModuleTensor(TorchEngine):
 
     Raises:
         ConfigError: the file is missing or corrupt, or the device is not there.
+
+    Example:
+        >>> network = torch.nn.Linear(4, 2)
+        >>> run("ModuleTensor", {"data": torch.ones(1, 4)}, model=network, device="cpu")["result"].shape
+        torch.Size([1, 2])
     """
 
     def __init__(
@@ -102,6 +107,13 @@ class TorchScriptTensor(TorchEngine):
 
     Raises:
         ConfigError: the file is missing or is no TorchScript, or the device is not there.
+
+    Example:
+        >>> import tempfile
+        >>> path = tempfile.mkdtemp() + "/linear.pt"
+        >>> torch.jit.trace(torch.nn.Linear(4, 2), torch.ones(1, 4)).save(path)
+        >>> run("TorchScriptTensor", {"data": torch.ones(1, 4)}, model=path, device="cpu")["result"].shape
+        torch.Size([1, 2])
     """
 
     def __init__(

@@ -48,6 +48,16 @@ class OnnxTensor(Engine):
         ConfigError: the file is missing or is no network, or the device is not there.
         ImportError: ONNX Runtime is not installed.
         RequestError: wrong number, rank or size of inputs.
+
+    Example:
+        >>> import onnx, tempfile
+        >>> x, y = (onnx.helper.make_tensor_value_info(name, 1, ["n", 3]) for name in "xy")
+        >>> graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "relu", [x], [y])
+        >>> opset = onnx.helper.make_opsetid("", 13)
+        >>> path = tempfile.mkdtemp() + "/relu.onnx"
+        >>> onnx.save(onnx.helper.make_model(graph, ir_version=8, opset_imports=[opset]), path)
+        >>> run("OnnxTensor", {"data": torch.tensor([[-1.0, 0.0, 2.0]])}, model=path)["result"]
+        tensor([[0., 0., 2.]])
     """
 
     def __init__(
