@@ -66,8 +66,8 @@ class Scope:
             for key, parts in given.items():
                 if len(parts) > count:
                     raise ConfigError(
-                        f"node {self.node!r}: {key} = {shown(values[key])} has {len(parts)} parts for {count} "
-                        "groups"
+                        f"node {self.node!r}: {key} = {shown(values[key])} has {len(parts)} parts for "
+                        f"{count} groups"
                     )
             return {key: parts[min(i, len(parts) - 1)] for key, parts in given.items()}
 

@@ -26,7 +26,7 @@ else:  # pragma: no cover
 SINGLE_NODE = "node"
 """The name of the node of a flat configuration."""
 
-GLOBAL_ONLY = ("Interpreter::", "Logger::", "register_config")
+GLOBAL_ONLY = ("Interpreter::", "register_config")
 
 RESTARTING = ("Restart", "Ring", "EventLoop", "SyncRing")
 """Names under ``Interpreter::backend`` that ask for the restart loop; the last three are v0's."""
