@@ -66,6 +66,8 @@ class Blueprint:
     scope: Scope
     settings: dict[str, Setting] = field(default_factory=dict)
     children: dict[str, Blueprint | list[Blueprint]] = field(default_factory=dict)
+    unbuilt: set[str] = field(default_factory=set)  # the children that the backend builds itself, elsewhere
+    configs: list[str] = field(default_factory=list)  # the parameters that receive every key of the node
 
     def walk(self) -> Iterator[Blueprint]:
         """This blueprint and all below it."""
@@ -79,8 +81,10 @@ class Blueprint:
 
     @property
     def bound(self) -> bool:
-        """Whether instances must stay on one thread: one bound backend binds all that contain it."""
-        return any(part.cls.bound for part in self.walk())
+        """Whether instances must stay on one thread: one bound backend binds all that are built with it."""
+        here = [child for name, child in self.children.items() if name not in self.unbuilt]
+        parts = [part for child in here for part in (child if isinstance(child, list) else [child])]
+        return self.cls.bound or any(part.bound for part in parts)
 
     def build(self, index: int, owned: list[Backend]) -> Backend:
         """Make one instance, the ``index``-th of its node.
@@ -91,11 +95,13 @@ class Blueprint:
             Exception: what the backend's ``__init__`` raises, with a note that names node and backend.
         """
         mark = len(owned)
-        built = {name: _build(child, index, owned) for name, child in reversed(self.children.items())}
+        built = {
+            name: Unbuilt(child, index) if name in self.unbuilt else _build(child, index, owned)  # type: ignore[arg-type]
+            for name, child in reversed(self.children.items())
+        }
         values = {name: setting.value for name, setting in self.settings.items()}
-        for name, parameter in parameters_of(self.cls).items():
-            if parameter.kind == "config":
-                values[name] = {**self.scope.whole, "_independent_thread_index": index}
+        for name in self.configs:
+            values[name] = {**self.scope.whole, "_independent_thread_index": index}
         try:
             backend = self.cls(**values, **built)
             if self.component.filter:
@@ -109,6 +115,22 @@ class Blueprint:
             backend.label = str(self.component)
         owned[mark:] = [backend]  # it closes its children itself
         return backend
+
+
+@dataclass
+class Unbuilt:
+    """The type of a parameter that receives the child between the brackets as its blueprint.
+
+    The backend builds it where it wants, in another process for example: nothing there needs the registry's
+    names or the text of the configuration any more.
+    """
+
+    blueprint: Blueprint
+    index: int
+
+    def build(self) -> Backend:
+        """Make the child; raises what its ``__init__`` raises."""
+        return self.blueprint.build(self.index, [])
 
 
 def _build(child: Blueprint | list[Blueprint], index: int, owned: list[Backend]) -> Any:
@@ -141,6 +163,7 @@ def resolve(component: Component, scope: Scope, place: tuple[int, int] | None = 
     for name, parameter in declared.items():
         if parameter.kind == "config":
             scope.takes_all = True
+            blueprint.configs.append(name)
         elif parameter.kind == "value":
             blueprint.settings[name] = _setting(parameter, blueprint, private, scope, place)
     if private:
@@ -155,7 +178,7 @@ def _resolve_children(
     blueprint: Blueprint, declared: dict[str, Parameter], scope: Scope, place: tuple[int, int] | None
 ) -> None:
     component, where = blueprint.component, blueprint.where
-    slots = [p for p in declared.values() if p.kind in ("child", "children", "bracket")]
+    slots = [p for p in declared.values() if p.kind in ("child", "unbuilt", "children", "bracket")]
     given, source = component.children, "brackets"
     found = scope.find(*_addressed(blueprint, "backend")) if slots else None
     if not given and found is not None:
@@ -194,6 +217,8 @@ def _resolve_children(
                     f"{where} asks no filters, {child}: they belong between those of a Sequential"
                 )
             blueprint.children[slot.name] = resolve(child, scope, place)
+            if slot.kind == "unbuilt":
+                blueprint.unbuilt.add(slot.name)
             given = given[1:]
     scope.open.pop()
     if given:

@@ -37,7 +37,7 @@ class Parameter:
     name: str
     annotation: Any
     default: Any = _MISSING
-    kind: str = "value"  # or "child", "children", "bracket", "config"
+    kind: str = "value"  # or "child", "children", "unbuilt", "bracket", "config"
 
     @property
     def required(self) -> bool:
@@ -94,9 +94,12 @@ def parameters_of(function: Callable | type) -> dict[str, Parameter]:
 
 def _kind(annotation: Any) -> str:
     from .backends.base import Backend
+    from .component import Unbuilt
 
     if annotation is Backend:
         return "child"
+    if annotation is Unbuilt:
+        return "unbuilt"
     if annotation == list[Backend]:
         return "children"
     metadata = getattr(annotation, "__metadata__", ())

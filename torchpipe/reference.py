@@ -69,7 +69,7 @@ def _describe(name: str, cls: type[Backend]) -> Reference:
 
 def _range(cls: type[Backend]) -> str:
     declared = parameters_of(cls)
-    if any(parameter.kind in ("child", "children") for parameter in declared.values()):
+    if any(parameter.kind in ("child", "children", "unbuilt") for parameter in declared.values()):
         return "as its children allow"
     if "max" in declared:
         return "1 to max"
@@ -81,6 +81,7 @@ def _range(cls: type[Backend]) -> str:
 def _parameter(parameter: Parameter) -> dict[str, Any]:
     kinds = {
         "child": "a backend, between the brackets",
+        "unbuilt": "a backend, between the brackets",
         "children": "backends, between the brackets",
         "bracket": "the text between the brackets",
         "config": "every key of the node",

@@ -6,7 +6,7 @@ import importlib
 import pkgutil
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError, nearest, shown
@@ -15,6 +15,8 @@ from .filters import BUILT_IN, Filter
 
 if TYPE_CHECKING:
     from .backends.base import Backend
+
+Exported = tuple[dict[str, tuple[Any, type["Backend"]]], dict[str, Any]]
 
 _backends: dict[str, type[Backend]] = {}
 _originals: dict[str, Any] = {}  # what the user registered, by name: for Python[name]
@@ -129,6 +131,22 @@ def original(name: str) -> Any:
         return _originals[name]
     except KeyError:
         raise ConfigError(f"no Python class is registered as {name!r}. {nearest(name, _originals)}") from None
+
+
+def export(names: Iterable[str]) -> Exported:
+    """What users registered under these names, for :func:`install` in another process."""
+    wanted = set(names)
+    backends = {name: (_originals[name], _backends[name]) for name in wanted & set(_originals)}
+    return backends, {name: _filters[name] for name in wanted & set(_filters)}
+
+
+def install(exported: Exported) -> None:
+    """Register what another process exported."""
+    backends, filters = exported
+    with _lock:
+        for name, (target, cls) in backends.items():
+            _originals[name], _backends[name] = target, cls
+        _filters.update(filters)
 
 
 def find_filter(text: str) -> Any:
