@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from .channel import Channel, Gone, Late, dumps
 from .errors import ConfigError, RequestError, WorkerError, note
+from .memory import keep_freed_memory
 from .request import Request
 
 if TYPE_CHECKING:
@@ -188,6 +189,7 @@ os.register_at_fork(after_in_child=_after_fork)
 def serve(descriptor: int, lifeline: int) -> None:
     """The worker's main function: build the backend that comes first, then run one batch after the other."""
     _die_with_parent(lifeline)
+    keep_freed_memory()
     end = socket.socket(fileno=descriptor)
     end.set_inheritable(False)
     os.register_at_fork(after_in_child=end.close)  # a child of the worker must not hide the worker's death
