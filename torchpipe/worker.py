@@ -73,13 +73,13 @@ class Worker:
         self.pid = self._process.pid
         self._channel = Channel(ours)
         self.ended = False
-        self._built: dict[str, Any] | None = None
+        self._built: tuple[int, int] | None = None
         _here.add(self)
         with contextlib.suppress(Gone):  # ready() will say so
             self._channel.send(build)
 
-    def ready(self) -> dict[str, Any]:
-        """What its backend is like (``min``, ``max``), once it is built; raises what building it raised."""
+    def ready(self) -> tuple[int, int]:
+        """``min`` and ``max`` of its backend, once that is built; raises what building it raises."""
         if self._built is None:
             self._built = self._answer(None)
         return self._built
@@ -142,10 +142,12 @@ class Worker:
             self._process.kill()
 
     def close(self) -> None:
-        """Let it release its backend and end, or kill it if that takes too long; free what it took here."""
+        """End it and free what it took here. One that is idle may release its backend before, for a while."""
         if self.ended:
             return
         self.ended = True
+        if not self.fit:
+            self._process.kill()
         self._channel.shut()
         try:
             self._process.wait(GRACE)
@@ -232,7 +234,7 @@ def _build(channel: Channel) -> Backend | None:
     except BaseException as error:
         _reply("unbuilt", channel, error, error)
         return None
-    channel.send(("built", {"min": backend.min, "max": backend.max}, ""))
+    channel.send(("built", (backend.min, backend.max), ""))
     return backend
 
 

@@ -21,6 +21,9 @@ from .base import Backend
 REMEMBERED = 16
 """At least so many requests that were inside a dying worker are remembered, to see which one comes again."""
 
+TRIES = 3
+"""How many workers may be found dead before a request gives up; none of them has seen it."""
+
 
 @built_in("SubProcess")
 class Process(Backend):
@@ -57,25 +60,19 @@ class Process(Backend):
         self.name = f"Process[{inner.blueprint.component}]"
         self.timeout = timeout / 1000 or None
         self._order = _order(inner)
-        self._lock = (
-            threading.Lock()
-        )  # without a scheduler several threads enter; ended by the worker's answer
+        self._lock = threading.Lock()  # for threads without a scheduler; ended by the worker's answer
         self._suspects: dict[int, _Suspect] = {}
         self._closed = False
         self._worker = Worker(self._order)
         try:
-            built = self._worker.ready()
-        except Death as death:
+            self.min, self.max = self._range(self._worker)
+        except ConfigError as error:  # the node will be named once more
             self._worker.close()
-            raise WorkerDiedError(f"{self.name}: {death}, while it built its backend") from None
-        except BaseException as error:
+            told = str(error).removeprefix(f"node {inner.blueprint.scope.node!r}, ")
+            raise ConfigError(told) from error.__cause__
+        except BaseException:
             self._worker.close()
-            if isinstance(error, ConfigError):  # the node will be named once more
-                raise ConfigError(
-                    str(error).removeprefix(f"node {inner.blueprint.scope.node!r}, ")
-                ) from error
             raise
-        self.min, self.max = built["min"], built["max"]
 
     def forward(self, batch: list[Request]) -> None:
         with self._lock:
@@ -88,10 +85,8 @@ class Process(Backend):
 
     def close(self) -> None:
         self._closed = True
-        while not self._lock.acquire(
-            timeout=0.05
-        ):  # ended by the death of the worker that a thread waits for
-            self._worker.kill()
+        while not self._lock.acquire(timeout=0.05):
+            self._worker.kill()  # which ends the wait of the thread that has the lock
         try:
             self._worker.close()
         finally:
@@ -116,24 +111,29 @@ class Process(Backend):
 
     def _exchange(self, batch: list[Request]) -> list[Changes]:
         """Have the worker run a batch. One that does not come to its answer, be it by Ctrl-C, is replaced."""
-        while True:
+        for _ in range(TRIES):
             if self._worker.ended:
                 self._start()
             worker = self._worker
             try:
-                worker.ready()
+                self._range(worker)
                 changes = worker.run(batch, self.timeout)
-                if changes is not None:
+                if changes is not None:  # else it had died before it got the batch
                     return changes
             finally:
                 if not worker.fit:
-                    worker.kill()
                     worker.close()
                     if not self._closed:
-                        with contextlib.suppress(
-                            OSError
-                        ):  # the system has no more: the next batch tries again
+                        with contextlib.suppress(OSError):  # no process to be had: the next batch tries again
                             self._start()
+        raise WorkerDiedError(f"{self.name}: {TRIES} worker processes died before they got this request")
+
+    def _range(self, worker: Worker) -> tuple[int, int]:
+        """How many requests its backend takes, once that is built."""
+        try:
+            return worker.ready()
+        except Death as death:
+            raise WorkerDiedError(f"{self.name}: {death}, while it built its backend") from None
 
     def _start(self) -> None:
         if self._closed:
