@@ -1,5 +1,6 @@
 """Process runs a backend in worker processes: same answers, and a worker's death harms nobody else."""
 
+import contextlib
 import ctypes
 import gc
 import os
@@ -671,6 +672,50 @@ def test_close_lets_the_child_close(tmp_path):
 
     run("Process[S[Identity,Closes]]", data=1)
     assert mark.read_text() == "yes"
+
+
+def test_a_backend_that_raises_when_it_is_closed_is_an_error_of_close(capfd):
+    @register_backend
+    class Stays(Backend):
+        def forward_one(self, request):
+            request["result"] = 1
+
+        def close(self):
+            raise ValueError("I stay")
+
+    pipe = Pipe({"backend": "Process[Stays]"})
+    assert answer(pipe, 1) == 1
+    with pytest.raises(WorkerError, match="ended with status 1 when it released its backend"):
+        pipe.close()
+    assert "ValueError: I stay" in capfd.readouterr().err
+    assert not workers()
+
+
+def test_a_replacement_that_cannot_be_built_fails_requests_until_one_can(tmp_path):
+    broken = tmp_path / "broken"
+
+    @register_backend
+    class Fragile(Backend):
+        def __init__(self) -> None:
+            if broken.exists():
+                raise OSError("no model today")
+
+        def forward_one(self, request):
+            if request["data"] == "die":
+                broken.touch()
+                os._exit(1)
+            request["result"] = 1
+
+    with Pipe({"backend": "Process[Fragile]"}) as pipe:
+        with pytest.raises(WorkerDiedError):
+            answer(pipe, "die")
+        for _ in range(2):
+            with pytest.raises(OSError, match="no model today"):
+                answer(pipe, 1)
+        broken.unlink()
+        with contextlib.suppress(OSError):  # a worker that was started before may say so once more
+            answer(pipe, 1)
+        assert answer(pipe, 1) == 1
 
 
 def test_without_a_scheduler_threads_take_turns():

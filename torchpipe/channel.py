@@ -70,8 +70,12 @@ class Channel:
                 socket.send_fds(self._socket, [head, inline], descriptors)
             else:
                 self._socket.send(head + inline)
-        except (BrokenPipeError, ConnectionResetError) as error:
-            raise Gone from error
+        except BaseException as error:
+            if descriptors:
+                self._segment = None  # the other end does not know it
+            if isinstance(error, (BrokenPipeError, ConnectionResetError)):
+                raise Gone from error
+            raise
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -95,8 +99,13 @@ class Channel:
         if not message:
             raise Gone
         for descriptor in descriptors:
-            self._segment = mmap.mmap(descriptor, os.fstat(descriptor).st_size)
-            os.close(descriptor)
+            try:
+                self._segment = mmap.mmap(descriptor, os.fstat(descriptor).st_size)
+            except OSError as error:  # the two ends would write into different memory from now on
+                self.shut()
+                raise Gone from error
+            finally:
+                os.close(descriptor)
         (count,) = COUNT.unpack_from(message)
         sizes = struct.unpack_from(f"={count}Q", message, COUNT.size)
         inline: bytes | bytearray = message[COUNT.size + 8 * count :]

@@ -81,7 +81,8 @@ class Worker:
     def ready(self) -> tuple[int, int]:
         """``min`` and ``max`` of its backend, once that is built; raises what building it raises."""
         if self._built is None:
-            self._built = self._answer(None)
+            self._answer(None)
+        assert self._built is not None
         return self._built
 
     def run(self, batch: list[Request], timeout: float | None) -> list[Changes] | None:
@@ -97,7 +98,6 @@ class Worker:
         except Gone:
             return None
         except OSError:
-            self.fit = True
             raise
         except Exception as error:
             self.fit = True
@@ -115,11 +115,15 @@ class Worker:
             raise Death(
                 f"worker process {self.pid} was killed after {timeout:g} s without an answer"
             ) from None
+        except OSError:
+            raise
         except Exception as error:
             self.fit = self._built is not None
             raise WorkerError(
                 f"the answer of worker process {self.pid} cannot be read here: {_told(error)}"
             ) from error
+        if kind == "built":
+            self._built = value
         self.fit = kind != "unbuilt"
         if kind in ("error", "unbuilt"):
             note(value, f"in worker process {self.pid}")
@@ -142,24 +146,34 @@ class Worker:
             self._process.kill()
 
     def close(self) -> None:
-        """End it and free what it took here. One that is idle may release its backend before, for a while."""
+        """End it and free what it took here. One that is idle may release its backend before, for a while.
+
+        Raises:
+            WorkerError: the backend raised when it was released.
+        """
         if self.ended:
             return
         self.ended = True
         if not self.fit:
             self._process.kill()
         self._channel.shut()
+        status = 0
         try:
-            self._process.wait(GRACE)
+            status = self._process.wait(GRACE)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
         finally:
             self._let_go()
+        if self.fit and status > 0:
+            raise WorkerError(
+                f"worker process {self.pid} ended with status {status} when it released its backend; "
+                "its standard error says more"
+            )
 
     def __del__(self) -> None:
         if not self.ended:
-            self._process.kill()
+            self.fit = False
             self.close()
 
     def _let_go(self) -> None:
