@@ -52,9 +52,12 @@ class Worker:
 
     def __init__(self, build: bytes) -> None:
         self.ended = True  # until there is something to end
-        self.fit = False  # whether it waits for a batch
+        self.fit = (
+            False  # whether it can be asked: false while somebody waits, and after who waited was interrupted
+        )
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        watched, self._lifeline = os.pipe()
+        watched, writable = os.pipe()
+        self._lifeline = os.fdopen(writable, "wb", 0)
         try:
             command = [sys.executable, "-c", COMMAND, str(theirs.fileno()), str(watched), ":".join(sys.path)]
             self._process = subprocess.Popen(
@@ -63,27 +66,23 @@ class Worker:
                 pass_fds=(theirs.fileno(), watched),
                 start_new_session=True,  # Ctrl-C is for the parent, which ends its workers itself
             )
-        except BaseException:
-            ours.close()
-            os.close(self._lifeline)
-            raise
         finally:
             theirs.close()
             os.close(watched)
         self.pid = self._process.pid
         self._channel = Channel(ours)
+        self._range: tuple[int, int] | None = None
         self.ended = False
-        self._built: tuple[int, int] | None = None
         _here.add(self)
         with contextlib.suppress(Gone):  # ready() will say so
             self._channel.send(build)
+        self.fit = True
 
     def ready(self) -> tuple[int, int]:
         """``min`` and ``max`` of its backend, once that is built; raises what building it raises."""
-        if self._built is None:
-            self._answer(None)
-        assert self._built is not None
-        return self._built
+        if self._range is None:
+            self._range = self._answer(None)
+        return self._range
 
     def run(self, batch: list[Request], timeout: float | None) -> list[Changes] | None:
         """What its backend changes in a batch, None if it had died before; raises what the backend raises.
@@ -97,7 +96,7 @@ class Worker:
             self._channel.send(batch)
         except Gone:
             return None
-        except OSError:
+        except OSError:  # of the system: the two ends may differ now
             raise
         except Exception as error:
             self.fit = True
@@ -106,6 +105,7 @@ class Worker:
         return self._answer(timeout)
 
     def _answer(self, timeout: float | None) -> Any:
+        self.fit = False
         try:
             kind, value, text = self._channel.receive(timeout)
         except Gone:
@@ -118,12 +118,12 @@ class Worker:
         except OSError:
             raise
         except Exception as error:
-            self.fit = self._built is not None
+            self.fit = self._range is not None
             raise WorkerError(
                 f"the answer of worker process {self.pid} cannot be read here: {_told(error)}"
             ) from error
         if kind == "built":
-            self._built = value
+            self._range = value
         self.fit = kind != "unbuilt"
         if kind in ("error", "unbuilt"):
             note(value, f"in worker process {self.pid}")
@@ -153,8 +153,9 @@ class Worker:
         """
         if self.ended:
             return
-        self.ended = True
-        if not self.fit:
+        polite = self.fit and self._range is not None
+        self.fit = False
+        if not polite:
             self._process.kill()
         self._channel.shut()
         status = 0
@@ -165,7 +166,7 @@ class Worker:
             self._process.wait()
         finally:
             self._let_go()
-        if self.fit and status > 0:
+        if polite and status > 0:
             raise WorkerError(
                 f"worker process {self.pid} ended with status {status} when it released its backend; "
                 "its standard error says more"
@@ -179,7 +180,7 @@ class Worker:
     def _let_go(self) -> None:
         self.ended = True
         self._channel.close()
-        os.close(self._lifeline)
+        self._lifeline.close()
 
 
 class WorkerTraceback(Exception):  # noqa: N818 - only how the cause of an error is shown

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -112,21 +113,39 @@ class Process(Backend):
     def _exchange(self, batch: list[Request]) -> list[Changes]:
         """Have the worker run a batch. One that does not come to its answer, be it by Ctrl-C, is replaced."""
         for _ in range(TRIES):
-            if self._worker.ended:
-                self._start()
+            if not self._worker.fit:
+                self._replace()
             worker = self._worker
             try:
                 self._range(worker)
                 changes = worker.run(batch, self.timeout)
                 if changes is not None:  # else it had died before it got the batch
                     return changes
-            finally:
+            except Exception:
+                if not worker.fit and not self._closed:
+                    with contextlib.suppress(OSError):  # no process to be had: the next batch tries again
+                        self._replace()  # at once, so that the next batch need not wait for all of its start
+                raise
+            except BaseException:
                 if not worker.fit:
-                    worker.close()
-                    if not self._closed:
-                        with contextlib.suppress(OSError):  # no process to be had: the next batch tries again
-                            self._start()
+                    worker.kill()  # nobody wants its answer
+                raise
         raise WorkerDiedError(f"{self.name}: {TRIES} worker processes died before they got this request")
+
+    def _replace(self) -> None:
+        """End the worker, start another one."""
+        if self._closed:
+            raise WorkerDiedError(f"{self.name} was closed")
+
+        def replace() -> None:
+            self._worker.close()
+            self._worker = Worker(self._order)
+
+        if threading.current_thread() is not threading.main_thread():
+            replace()
+        else:  # not where Ctrl-C strikes: between its start and its handle a process would be lost
+            with ThreadPoolExecutor(1) as aside:
+                aside.submit(replace).result()
 
     def _range(self, worker: Worker) -> tuple[int, int]:
         """How many requests its backend takes, once that is built."""
@@ -134,11 +153,6 @@ class Process(Backend):
             return worker.ready()
         except Death as death:
             raise WorkerDiedError(f"{self.name}: {death}, while it built its backend") from None
-
-    def _start(self) -> None:
-        if self._closed:
-            raise WorkerDiedError(f"{self.name} was closed")
-        self._worker = Worker(self._order)
 
     def _blame(self, batch: list[Request], death: str) -> str:
         """Remember who was inside when a worker died; what to tell them."""
