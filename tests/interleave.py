@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import inspect
 import queue
 import random
 import sys
@@ -29,7 +30,7 @@ import time
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from types import ModuleType, SimpleNamespace
+from types import CodeType, FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
 from torchpipe.errors import note
@@ -39,6 +40,10 @@ LONGEST = 300_000
 
 REAL = 20.0
 """Seconds of the real clock after which something waited without telling the scheduler."""
+
+
+MONITORING = getattr(sys, "monitoring", None)
+"""Python 3.12 and newer; there ``sys.settrace`` sees instructions only from a function's second call on."""
 
 
 class StuckError(AssertionError):
@@ -70,7 +75,8 @@ class _Thread(threading.Thread):
 
     def run(self) -> None:
         self.go.acquire()  # ended by whoever hands over to it
-        sys.settrace(self.world.trace)
+        if not MONITORING:
+            sys.settrace(self.world.trace)
         try:
             self.outcome = self._target(*self._args, **self._kwargs)  # type: ignore[attr-defined]
         except BaseException as error:
@@ -166,23 +172,27 @@ class World:
             self._hand_over(None)
 
     def trace(self, frame: Any, event: str, argument: Any) -> Any:
+        """What ``sys.settrace`` calls, in versions of Python without ``sys.monitoring``."""
         if frame.f_code.co_filename not in self.files:
             return None
-        frame.f_trace_opcodes, frame.f_trace_lines = True, False
-        return self._instruction
-
-    def _instruction(self, frame: Any, event: str, argument: Any) -> Any:
         if event == "opcode":
-            if self.ended.is_set():
-                raise _EndedError
-            self.now += 1e-6
-            if not self.calm:
-                self.steps += 1
-                if self.steps in self.changes:
-                    self._fall_behind(frame)
-                elif self.steps > LONGEST:
-                    self._fail(f"still running after {LONGEST} instructions:\n{self._where()}")
-        return self._instruction
+            self.step(frame)
+        else:
+            frame.f_trace_opcodes, frame.f_trace_lines = True, False
+        return self.trace
+
+    def step(self, frame: Any) -> None:
+        """The current thread is about to execute an instruction of a watched module."""
+        if self.ended.is_set():
+            raise _EndedError
+        self.now += 1e-6
+        if self.calm:
+            return
+        self.steps += 1
+        if self.steps in self.changes:
+            self._fall_behind(frame)
+        elif self.steps > LONGEST:
+            self._fail(f"still running after {LONGEST} instructions:\n{self._where()}")
 
     def _fall_behind(self, frame: Any) -> None:
         me = self.current
@@ -399,6 +409,50 @@ def _given(world: World, modules: Sequence[ModuleType]) -> Iterator[None]:
             setattr(module, name, value)
 
 
+@contextlib.contextmanager
+def _monitored(world: World, watched: Sequence[ModuleType]) -> Iterator[None]:
+    """Tell the world of every instruction of the watched modules, in versions of Python that can."""
+    if not MONITORING:
+        yield
+        return
+
+    def instruction(code: CodeType, offset: int) -> None:
+        if threading.current_thread() is world.current:
+            world.step(sys._getframe(1))
+
+    tool, events = MONITORING.DEBUGGER_ID, MONITORING.events
+    codes = [code for module in watched for code in _codes(vars(module), module.__file__)]
+    MONITORING.use_tool_id(tool, "interleave")
+    MONITORING.register_callback(tool, events.INSTRUCTION, instruction)
+    for code in codes:
+        MONITORING.set_local_events(tool, code, events.INSTRUCTION)
+    try:
+        yield
+    finally:
+        for code in codes:
+            MONITORING.set_local_events(tool, code, 0)
+        MONITORING.register_callback(tool, events.INSTRUCTION, None)
+        MONITORING.free_tool_id(tool)
+
+
+def _codes(names: Any, file: str | None) -> Iterator[CodeType]:
+    """The code of all functions and classes that were written in a file."""
+    for value in list(names.values()):
+        value = getattr(value, "fget", None) or getattr(value, "__func__", value)
+        value = inspect.unwrap(value) if callable(value) else value
+        if isinstance(value, type) and getattr(sys.modules.get(value.__module__), "__file__", "") == file:
+            yield from _codes(vars(value), file)
+        elif isinstance(value, FunctionType) and value.__code__.co_filename == file:
+            yield from _nested(value.__code__)
+
+
+def _nested(code: CodeType) -> Iterator[CodeType]:
+    yield code
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _nested(constant)
+
+
 def explore(
     scenario: Callable[[World], Any],
     watched: Sequence[ModuleType],
@@ -419,8 +473,7 @@ def explore(
     """
     gc.disable()  # a finalizer would run the code under test in the midst of the scheduler's own
     try:
-        calm = World(watched, 0, set())
-        length, happened = _one(calm, scenario, watched, given, None), 0
+        length, happened = _one(World(watched, 0, set()), scenario, watched, given, None), 0
         for number in range(runs) if only is None else [only]:
             draw = random.Random(number)
             changes = {draw.randrange(1, length + 2) for _ in range(1 + number % 3)}
@@ -439,7 +492,7 @@ def _one(
     given: Sequence[ModuleType],
     number: int | None,
 ) -> int:
-    with _given(world, [*watched, *given]):
+    with _given(world, [*watched, *given]), _monitored(world, watched):
         try:
             world.run(scenario)
         except BaseException as error:
