@@ -8,9 +8,11 @@ import os
 import pickle
 import socket
 import struct
+import traceback
 from typing import Any
 
 from .errors import optional
+from .request import Request
 
 SMALL = 32 * 1024
 """Bytes up to which a buffer travels inside the message: below, two copies through the kernel are cheaper."""
@@ -166,6 +168,22 @@ def dumps(value: Any, buffers: list[memoryview] | None = None) -> bytes:
     file = io.BytesIO()
     _pickler()(file, pickle.HIGHEST_PROTOCOL, buffer_callback=aside).dump(value)
     return file.getvalue()
+
+
+def unpicklable(requests: list[Request]) -> str:
+    """Which key of which kind keeps requests from being pickled."""
+    for request in requests:
+        for key, value in request.items():
+            try:
+                dumps(value)
+            except Exception:
+                return f"{key!r} ({type(value).__name__})"
+    return "a request"
+
+
+def told(error: BaseException) -> str:
+    """Its type and message on a line."""
+    return "".join(traceback.format_exception_only(error)).strip()
 
 
 _Pickler: type[pickle.Pickler] | None = None

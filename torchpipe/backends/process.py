@@ -16,7 +16,8 @@ from ..component import Unbuilt
 from ..errors import ConfigError, WorkerDiedError, shown
 from ..registry import built_in, export
 from ..request import Request
-from ..worker import Changes, Death, Worker
+from ..worker import Death, Worker
+from ..worker_main import Changes
 from .base import Backend
 
 REMEMBERED = 16

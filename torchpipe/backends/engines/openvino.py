@@ -26,7 +26,7 @@ class Network:
     """A compiled network with what its inputs are called and take. One thread runs it at a time.
 
     Each instance compiles its own. Sharing one among instances would save the weights of each but the first
-    (22 of 291 MB with two instances of EfficientNet-Lite0), was not faster, and would tie them together.
+    (22 of 290 MB with two instances of EfficientNet-Lite0), was not faster, and would tie them together.
     """
 
     def __init__(self, model: str, precision: str, threads: int) -> None:
