@@ -13,6 +13,11 @@ from harness import Options, Results, Series, ratio
 
 RESULTS = Path(__file__).resolve().parent / "results"
 Spread = tuple[float, float, float]
+READING = (
+    "Each figure is the median of the repeats with the lowest and highest in brackets; the contestants "
+    "took turns within each repeat. Times are in milliseconds. The last column is our throughput over "
+    "that row's, repeat by repeat."
+)
 
 
 @dataclass(frozen=True)
@@ -32,15 +37,20 @@ def publish(
     ours: Sequence[str],
     targets: Sequence[Target],
     limits: Sequence[str],
+    tables: Sequence[str] | None = None,
+    reading: str = READING,
 ) -> None:
-    """Prints the report and writes it as Markdown and, with every single run, as JSON."""
-    text = "\n".join([*_header(title, name, options, results), *_limits(limits), *_targets(targets)])
-    text += "\n".join(["", *_tables(results, ours)])
+    """Prints the report and writes it as Markdown and, with every single run, as JSON.
+
+    ``tables`` stand in place of one table a point, and ``reading`` says what they show.
+    """
+    text = "\n".join([*_header(title, name, options, results, reading), *_limits(limits), *_targets(targets)])
+    text += "\n".join(["", *(_tables(results, ours) if tables is None else tables)])
     print(text)
     RESULTS.mkdir(exist_ok=True)
     file = RESULTS / (f"{name}-quick" if options.quick else name)
     file.with_suffix(".md").write_text(text + "\n")
-    record = {"header": _machine(), "targets": [asdict(target) for target in targets]}
+    record = {"header": machine(), "targets": [asdict(target) for target in targets]}
     record["series"] = [asdict(series) for series in results.values()]
     file.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
 
@@ -55,7 +65,7 @@ def _number(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
-def _machine() -> dict[str, str]:
+def machine() -> dict[str, str]:
     return {
         "python": platform.python_version(),
         "cores": str(os.cpu_count()),
@@ -70,19 +80,17 @@ def _processor() -> str:
     return names[0] if names else platform.machine()
 
 
-def _header(title: str, name: str, options: Options, results: Results) -> list[str]:
-    machine = _machine()
+def _header(title: str, name: str, options: Options, results: Results, reading: str) -> list[str]:
+    here = machine()
     versions = sorted({f"{key} {value}" for s in results.values() for key, value in s.versions.items()})
     return [
         f"# {title}",
         "",
         f"`python benchmarks/{name}.py --repeats {options.repeats} --seconds {options.seconds:g}`, "
-        f"Python {machine['python']}, {machine['cores']} cores ({machine['processor']}), "
-        f"load average at the end {machine['load']}.",
+        f"Python {here['python']}, {here['cores']} cores ({here['processor']}), "
+        f"load average at the end {here['load']}.",
         f"In the workers: {', '.join(versions)}.",
-        "Each figure is the median of the repeats with the lowest and highest in brackets; the contestants "
-        "took turns within each repeat. Times are in milliseconds. The last column is our throughput over "
-        "that row's, repeat by repeat.",
+        reading,
         "",
     ]
 
@@ -92,7 +100,7 @@ def _limits(limits: Sequence[str]) -> list[str]:
 
 
 def _targets(targets: Sequence[Target]) -> list[str]:
-    lines = ["| target | measured | met |", "|---|---|---|"]
+    lines = ["| target | measured | met |", "|---|---|---|"] if targets else []
     lines += [f"| {t.aim} | {t.measured} | {'yes' if t.met else 'NO'} |" for t in targets]
     return [*lines, ""]
 
@@ -108,13 +116,13 @@ def _tables(results: Results, ours: Sequence[str]) -> list[str]:
 
 def _table(point: str, rows: Sequence[Series], our: Series | None) -> list[str]:
     head = ["contestant", "requests/s", "mean", "p50", "p90", "p99", "max", "ours / this"]
-    lines = [f"## {point}", "", _row(head), _row(["---"] * len(head))]
+    lines = [f"## {point}", "", row(head), row(["---"] * len(head))]
     for series in rows:
         cells = [show(series.spread(figure)) for figure in ("throughput", "mean", "p50", "p90", "p99", "max")]
         against = show(ratio(our, series, "throughput")) if our and our is not series else ""
-        lines.append(_row([series.contestant, *cells, against]))
+        lines.append(row([series.contestant, *cells, against]))
     return [*lines, ""]
 
 
-def _row(cells: Sequence[str]) -> str:
+def row(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"

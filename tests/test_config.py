@@ -366,7 +366,7 @@ def test_known_constants_stand_for_their_values_between_brackets():
     assert run({"backend": "Python[TASK_RESTART_KEY]"})["result"] == "here"
 
 
-@pytest.mark.parametrize("key", ["Interpreter::env", "Logger::path", "register_config"])
+@pytest.mark.parametrize("key", ["Interpreter::env", "register_config"])
 def test_keys_of_parts_that_are_gone_are_refused(key):
     assert f"{key!r} is not available here; remove it" in refusal({key: "x"})
 

@@ -276,7 +276,7 @@ class TestManyThreads:
             def feed():
                 time.sleep(0.005)
                 stage.free.append(two)
-                model._pool.put(stage.dispatch)
+                model._nodes.pool.put(stage.dispatch)
                 while time.monotonic() < end:
                     if len(stage.pending) < 6:
                         model.submit({"data": "more"})

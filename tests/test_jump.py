@@ -114,6 +114,41 @@ class TestJump:
 
             assert all_at_once([fibonacci] * 4) == [144] * 4
 
+    def test_may_be_nested_a_thousand_deep(self):
+        @torchpipe.register_backend
+        class Down(Jump):
+            def split(self, request):
+                return [{"data": request["data"] - 1}] if request["data"] else []
+
+            def merge(self, request, parts):
+                request["result"] = parts[0]["result"] + 1 if parts else 0
+
+        config = {"start": {"next": "down"}, "down": {"backend": "Down[start]"}}
+        with pipe(config) as model:
+            for call in (model, lambda r: model.submit(r).result(LIMIT), lambda r: Call(model, r).answer()):
+                request = {"data": 1000}
+                call(request)
+                assert request["result"] == 1000
+
+    def test_parts_are_requests_with_data_and_bring_no_old_result(self):
+        @torchpipe.register_backend
+        class Bad(Jump):
+            def split(self, request):
+                return request["data"]
+
+            def merge(self, request, parts):
+                request["result"] = ["result" in part for part in parts]
+
+        with pipe({"start": {"backend": "Bad[empty]"}, "empty": {"backend": "Empty"}}) as model:
+            request = {"data": [{"data": 1, "result": "old"}], "node_name": "start"}
+            model(request)
+            assert request["result"] == [False]
+            with pytest.raises(KeyError, match="part 1 that split made has no 'data'"):
+                model({"data": [{"data": 1}, {}], "node_name": "start"})
+            for wrong in ("text", [1]):
+                with pytest.raises(TypeError, match="split must return a list of requests"):
+                    model({"data": wrong, "node_name": "start"})
+
     @pytest.mark.parametrize(
         ("start", "said"),
         [
@@ -127,6 +162,7 @@ class TestJump:
                 {"backend": "Jump[next1,start]"},
                 "it goes to one node; for several put a node with next = 'next1,start'",
             ),
+            ({"backend": "Jump[next1]&Identity"}, "a Jump needs no instances, so '&' makes no sense here"),
             ({"backend": "Jump[start]"}, "node 'start' jumps to itself without running anything"),
             ({"backend": "S[Identity,Jump[start]]"}, "node 'start': its instances would wait for themselves"),
             ({"backend": "S[Identity,Jump[back]]"}, "node 'start': its instances would wait for themselves"),

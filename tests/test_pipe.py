@@ -630,7 +630,7 @@ class TestClose:
         call = Call(model, {"data": 1})
         gate.wait_for_one()
         patient = Call(model.close)
-        until(lambda: model._closed, "the patient close has begun")
+        until(lambda: model._entrance.closed, "the patient close has begun")
         time.sleep(0.02)
 
         def impatient():

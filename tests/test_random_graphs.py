@@ -241,7 +241,7 @@ def test_answers_of_16_threads_are_those_of_the_interpreter(nodes, seed):
         for stage in model._nodes.stages.values():
             assert not stage.pending
             assert len(stage.free) == len(stage.instances), "an instance was lost"
-        assert not model._inside
+        assert not model._entrance.inside
     finally:
         model.close(LIMIT)
     assert not pipe_threads()

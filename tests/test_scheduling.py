@@ -104,6 +104,26 @@ class TestGroups:
             {"backend": "Fixed&Fixed", "size": "4&2"}
         )
 
+    def test_have_no_more_values_than_there_are_groups(self):
+        assert "size = '1&4&8' has 3 parts for 2 groups" in refusal(
+            {"backend": "Fixed&Fixed", "size": "1&4&8"}
+        )
+
+    def test_refuse_a_call_from_inside_that_would_wait_for_itself(self):
+        models = []
+
+        def call(batch):
+            if batch[0]["data"] == "again":
+                models[0]({"data": 1})
+            copy_data(batch)
+
+        backend("One", call)
+        backend("Four", copy_data, max=4, min=4)
+        with pipe({"backend": "One&Four"}) as model:
+            models.append(model)
+            with pytest.raises(torchpipe.ReentryError):
+                Call(model, {"data": "again"}).answer()
+
     def test_share_their_fate_only_where_they_cannot_be_run_alone(self):
         def forward(batch):
             if any(request["data"] == "bad" for request in batch):
@@ -153,7 +173,7 @@ class TestWeights:
             requests = [{"data": 0}, {"data": 1, "request_size": "2"}, {"data": 2}, {"data": 3}]
             assert sizes_behind(model, gate, requests, sizes) == [3, 1]
 
-    @pytest.mark.parametrize("size", [0, -1, 9, "many", None, 1e400])
+    @pytest.mark.parametrize("size", [0, -1, 9, "many", None, 2.7, "2.7"])
     def test_that_no_batch_can_hold_are_the_requests_error_and_no_others(self, size):
         backend("Rows", copy_data, max=8)
         with pipe({"a": {"backend": "Rows", "scheduler": "Batching", "next": "b"}, "b": {}}) as model:
@@ -177,11 +197,22 @@ class TestWeights:
             copy_data(batch)
 
         backend("Rows", forward, max=8)
-        backend("Length", lambda batch: [r.update(request_size=len(r["data"])) for r in batch])
+        backend(
+            "Length",
+            lambda batch: [r.update(request_size=len(r["data"]), other=1) for r in batch],
+            shared=True,
+        )
         config = {"backend": "Rows", "cal_request_size_method": "Length"}
         with pipe(config) as model:
             requests = [{"data": "x" * n} for n in (5, 3, 2)]
             assert sizes_behind(model, gate, requests, sizes) == [["xxxxx", "xxx"], ["xx"]]
+        assert requests[0] == {"data": "xxxxx", "request_size": 5, "result": "xxxxx"}
+
+    def test_are_not_computed_by_a_backend_that_only_one_thread_may_call(self):
+        backend("Length", copy_data)
+        assert "'Length' is called by several threads at once; say shared = True" in refusal(
+            {"cal_request_size_method": "Length"}
+        )
 
     def test_do_not_matter_to_other_nodes(self):
         backend("Rows", copy_data, max=8)
@@ -236,11 +267,12 @@ class TestSimilar:
             requests = [{"data": i} for i in range(5)]
             assert sizes_behind(model, gate, requests, batches) == [[0, 1], [2, 3], [4]]
 
-    def test_scores_that_are_no_numbers_are_the_requests_error(self):
+    @pytest.mark.parametrize("score", ["x", None, float("nan"), 10**400])
+    def test_scores_that_are_no_numbers_are_the_requests_error(self, score):
         backend("Sorted", copy_data, max=2)
         with pipe({"backend": "Sorted", "scheduler": "SortSchedule"}) as model:
-            with pytest.raises(RuntimeError, match="_sort_score = 'x': must be a number"):
-                model({"data": 1, "_sort_score": "x"})
+            with pytest.raises(RuntimeError, match=r"_sort_score = .*: must be a number"):
+                model({"data": 1, "_sort_score": score})
             model({"data": 1, "_sort_score": "3.5"})
 
     def test_none_is_lost_under_many_callers(self):

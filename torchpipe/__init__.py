@@ -3,17 +3,23 @@
 from .backends.base import Backend
 from .backends.jump import Jump, MapReduce
 from .config import parse_toml
+from .drawing import show
 from .errors import (
     ConfigError,
     ConfigWarning,
+    DeadlineError,
     FilterError,
     MergeError,
     MissingKeyError,
     NoResultError,
+    OverloadedError,
     PipeClosedError,
     ReentryError,
     RequestError,
+    StuckError,
     TorchpipeError,
+    WorkerDiedError,
+    WorkerError,
 )
 from .event import Event
 from .filters import Status
@@ -44,6 +50,7 @@ __all__ = [
     "Backend",
     "ConfigError",
     "ConfigWarning",
+    "DeadlineError",
     "Event",
     "FilterError",
     "Jump",
@@ -51,12 +58,16 @@ __all__ = [
     "MergeError",
     "MissingKeyError",
     "NoResultError",
+    "OverloadedError",
     "Pipe",
     "PipeClosedError",
     "ReentryError",
     "RequestError",
     "Status",
+    "StuckError",
     "TorchpipeError",
+    "WorkerDiedError",
+    "WorkerError",
     "backends",
     "is_registered",
     "list_backends",
@@ -65,5 +76,6 @@ __all__ = [
     "pipe",
     "register_backend",
     "register_filter",
+    "show",
     "unregister",
 ]

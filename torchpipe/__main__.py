@@ -1,4 +1,4 @@
-"""The command line: ``python -m torchpipe run | backends | explain | show | bench``."""
+"""The command line: ``python -m torchpipe run | backends | explain | show | bench | encrypt | decrypt``."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from . import drawing
 from .errors import TorchpipeError
 from .pipe import Pipe
 from .reference import backends
+from .tools import encrypt
 
 
 def run(options: argparse.Namespace) -> int:
@@ -111,10 +112,12 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--total", type=int, default=500, help="requests for each number of clients")
     command.set_defaults(call=bench)
 
+    encrypt.add_commands(commands)
+
     options = parser.parse_args(arguments)
     try:
         return options.call(options)
-    except (TorchpipeError, OSError) as error:
+    except (TorchpipeError, ImportError, OSError) as error:
         print(f"torchpipe: {error}", file=sys.stderr)
         return 2
 

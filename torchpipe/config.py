@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import sys
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from .component import Scope
 from .errors import ConfigError, ConfigWarning, nearest, shown
 from .expression import parse
 from .node_config import NodeConfig, lender_of, read_node, read_sharing
+from .parameters import parameters_of
 from .request import RESERVED
 
 if sys.version_info >= (3, 11):
@@ -23,7 +26,7 @@ else:  # pragma: no cover
 SINGLE_NODE = "node"
 """The name of the node of a flat configuration."""
 
-GLOBAL_ONLY = ("Interpreter::", "Logger::", "register_config")
+GLOBAL_ONLY = ("Interpreter::", "register_config")
 
 RESTARTING = ("Restart", "Ring", "EventLoop", "SyncRing")
 """Names under ``Interpreter::backend`` that ask for the restart loop; the last three are v0's."""
@@ -39,6 +42,16 @@ SHARED = ("map", "next", "filter", "borrow_from")
 
 
 @dataclass
+class Limits:
+    """What can be said of a pipe's entrance, for all nodes together; 0 is no limit."""
+
+    max_pending: Annotated[int, Field(ge=0)] = 0
+    max_pending_bytes: Annotated[int, Field(ge=0)] = 0
+    when_full: Literal["wait", "refuse"] = "wait"
+    priority_ageing: Annotated[float, Field(ge=0, le=3_600_000, allow_inf_nan=False)] = 0.0
+
+
+@dataclass
 class PipeConfig:
     """All nodes by name, in order of declaration.
 
@@ -48,6 +61,7 @@ class PipeConfig:
     nodes: dict[str, NodeConfig]
     unscheduled: bool = False
     restart: str | None = None
+    limits: Limits = field(default_factory=Limits)
 
 
 def load(config: Any) -> PipeConfig:
@@ -60,6 +74,7 @@ def load(config: Any) -> PipeConfig:
     given = "Interpreter::backend" in defaults
     interpreter = defaults.pop("Interpreter::backend", None)
     restart = _restart_key(interpreter, nodes, defaults)
+    limits = _limits(nodes, defaults)
     unscheduled = given and restart is None and _outermost(interpreter) not in (*AS_EVER, *AROUND)
     if len(nodes) > 1:
         _ignore_interpreters(nodes)
@@ -86,7 +101,7 @@ def load(config: Any) -> PipeConfig:
         if name not in read:
             read[name] = read_sharing(scope, read[lender_of(scope, nodes)])
     _check_unknown(scopes, read, defaults)
-    return PipeConfig({name: read[name] for name in nodes}, unscheduled, restart)
+    return PipeConfig({name: read[name] for name in nodes}, unscheduled, restart, limits)
 
 
 def _restart_key(interpreter: Any, nodes: dict[str, dict], defaults: dict[str, Any]) -> str | None:
@@ -101,6 +116,18 @@ def _restart_key(interpreter: Any, nodes: dict[str, dict], defaults: dict[str, A
     if not isinstance(key, str) or not key:
         raise ConfigError(f"continue = {shown(key)}: it names the key of a request that holds the next node")
     return key
+
+
+def _limits(nodes: dict[str, dict], defaults: dict[str, Any]) -> Limits:
+    """The limits of the entrance; what only it understands is taken out."""
+    values: dict[str, Any] = {}
+    for name, parameter in parameters_of(Limits).items():
+        for table in (*(nodes.values() if len(nodes) == 1 else ()), defaults):
+            if name in table:
+                values.setdefault(name, parameter.coerce(table[name], "global"))
+                if name != "priority_ageing":  # which the nodes understand, too
+                    del table[name]
+    return Limits(**values)
 
 
 def _outermost(interpreter: Any) -> str:
@@ -121,6 +148,22 @@ def _ignore_interpreters(nodes: dict[str, dict[str, Any]]) -> None:
                 f"node {name!r}: {key!r} has no effect in one of several nodes", ConfigWarning, stacklevel=4
             )
             del own[key]
+
+
+def changed(config: Any, node: str, changes: dict[str, Any]) -> dict[str, Any]:
+    """``config`` with other values for some keys of one node; it stays as it is itself.
+
+    Raises:
+        ConfigError: there is no such node, or the changes are about the graph.
+    """
+    nodes, defaults = _normalise(config)
+    if node not in nodes:
+        raise ConfigError(f"{shown(node)} is no node. {nearest(str(node), nodes)}")
+    for key in changes:
+        if key in ("next", "map", "filter", "borrow_from", "node_name"):
+            raise ConfigError(f"{key!r} belongs to the graph, which a reload cannot change; build a new pipe")
+    nodes[node] = {**nodes[node], **changes}
+    return {**nodes, "global": defaults}
 
 
 def parse_toml(path: str | os.PathLike) -> dict[str, dict[str, Any]]:

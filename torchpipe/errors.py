@@ -37,8 +37,34 @@ class PipeClosedError(TorchpipeError, RuntimeError):
     """The pipe was closed, or belongs to the process that this one was forked from."""
 
 
+class DeadlineError(TorchpipeError, TimeoutError):
+    """A request was not done in time; what still ran for it was dropped."""
+
+
+class OverloadedError(TorchpipeError, RuntimeError):
+    """There is no room for one more request.
+
+    Attributes:
+        retry_after: seconds until there should be room, at the present rate.
+    """
+
+    retry_after: float = 0.0
+
+
+class StuckError(TorchpipeError, RuntimeError):
+    """An instance ran longer than ``stuck_after`` allows; the message shows what its thread was doing."""
+
+
 class ReentryError(TorchpipeError, RuntimeError):
     """A backend called the node that it is running in, while no other instance of it was free."""
+
+
+class WorkerError(TorchpipeError, RuntimeError):
+    """A worker process gave a result, or raised an exception, that does not pickle."""
+
+
+class WorkerDiedError(WorkerError):
+    """The worker process that ran this request ended, or was killed because it took too long."""
 
 
 class FilterError(TorchpipeError, RuntimeError):

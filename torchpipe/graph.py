@@ -139,8 +139,8 @@ def _warn(nodes: dict[str, NodeConfig], graph: Graph) -> None:
             around = [other for other in others if target in graph.reach(other)]
             if around:
                 _say(
-                    f"node {name!r}: next = {target!r} changes nothing, since the way through {around[0]!r} "
-                    "leads there as well; a map may read from any node before it"
+                    f"node {name!r}: next = {target!r} is needed only where {around[0]!r} may be skipped, "
+                    "since the way through it leads there as well; a map may read from any node before it"
                 )
         if targets and nodes[name].options.filter.lower() in ("break", "error"):
             _say(

@@ -28,6 +28,9 @@ class NodeOptions:
     instance_num: Annotated[int, Field(ge=1, le=1024)] = 1
     batching_timeout: Annotated[float, Field(ge=0, le=3_600_000, allow_inf_nan=False)] = 0.0
     on_error: Literal["split", "batch"] = "split"
+    max_queue: Annotated[int, Field(ge=0)] = 0
+    priority_ageing: Annotated[float, Field(ge=0, le=3_600_000, allow_inf_nan=False)] = 0.0
+    stuck_after: Annotated[float, Field(ge=0, le=86_400_000, allow_inf_nan=False)] = 0.0
     scheduler: Weighing = ""
     number_factor: Annotated[float, Field(gt=0, le=1024)] = 1.5
     cal_request_size_method: str = ""
@@ -87,13 +90,13 @@ def lender_of(scope: Scope, nodes: dict[str, dict[str, Any]]) -> str:
         raise ConfigError(
             f"node {name!r}: borrow_from = {shown(borrowed)} is no node. {nearest(str(borrowed), nodes)}"
         )
-    if borrowed != name and ("." in borrowed or nodes[borrowed].get("borrow_from")):
+    if borrowed == name:
+        raise ConfigError(f"node {name!r} cannot borrow from itself")
+    if "." in borrowed or nodes[borrowed].get("borrow_from"):
         raise ConfigError(
             f"node {name!r}: borrow_from = {borrowed!r}, which has no instances of its own; "
             "name the node that has"
         )
-    if borrowed == name:
-        raise ConfigError(f"node {name!r} cannot borrow from itself")
     return borrowed
 
 

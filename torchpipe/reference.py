@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import re
+import sys
 from typing import Any
 
 from .backends.base import UNLIMITED, Backend
 from .parameters import Parameter, parameters_of
 from .registry import backend_class, list_backends
+from .request import Request
 
 
 class Reference(dict):
@@ -54,22 +57,60 @@ def _has(named: dict[str, type[Backend]], cls: type[Backend]) -> bool:
     return named.get(cls.__name__) is cls
 
 
+def run(backend: str, request: Request, **config: Any) -> Request:
+    """Build a pipe of one node, send one request through it, close it: what the examples of backends use.
+
+    ``config`` has the parameters; ``request`` is filled in and returned.
+
+    >>> run("S[Identity,Sleep]", {"data": 5}, time=1)["result"]
+    5
+    """
+    from .pipe import Pipe
+
+    with Pipe({"backend": backend, **config}) as pipe:
+        pipe(request)
+    return request
+
+
 def _describe(name: str, cls: type[Backend]) -> Reference:
     text = inspect.cleandoc(cls.__doc__ or "(no description)")
+    sections = _sections(text)
+    meanings = _named(sections.get("Args", ""))
+    family = inspect.getdoc(sys.modules[cls.__module__]) if cls.__module__ in sys.modules else None
     return Reference(
         name=name,
         aliases=[alias for alias in list_backends() if alias != name and backend_class(alias) is cls],
         summary=text.split("\n\n")[0].replace("\n", " "),
         text=text,
+        description=sections[""],
         module=cls.__module__,
+        family=(family or "").split("\n\n")[0],
         range=_range(cls),
-        parameters={key: _parameter(value) for key, value in parameters_of(cls).items()},
+        parameters={
+            key: {**_parameter(value), "meaning": meanings.get(key, "")}
+            for key, value in parameters_of(cls).items()
+        },
+        raises=_named(sections.get("Raises", "")),
+        example=sections.get("Example", ""),
     )
+
+
+def _sections(text: str) -> dict[str, str]:
+    """A docstring cut at its headings ``Args:``, ``Raises:``, ``Example:``; what comes before is under ''."""
+    before, *rest = re.split(r"^(\w+):\n(?=[ \t]+\S)", text, flags=re.M)
+    headed = zip(rest[::2], rest[1::2], strict=True)
+    return {"": before.strip(), **{name: inspect.cleandoc("\n" + body) for name, body in headed}}
+
+
+def _named(section: str) -> dict[str, str]:
+    """The entries ``name: text`` of a section, whose texts go on in lines further in."""
+    entries = re.split(r"^(\w+): +", section, flags=re.M)[1:]
+    return {name: " ".join(text.split()) for name, text in zip(entries[::2], entries[1::2], strict=True)}
 
 
 def _range(cls: type[Backend]) -> str:
     declared = parameters_of(cls)
-    if any(parameter.kind in ("child", "children", "copies") for parameter in declared.values()):
+    if {"child", "children", "copies", "unbuilt"} & {parameter.kind for parameter in declared.values()}:
         return "as its children allow"
     if "max" in declared:
         return "1 to max"
@@ -81,6 +122,7 @@ def _range(cls: type[Backend]) -> str:
 def _parameter(parameter: Parameter) -> dict[str, Any]:
     kinds = {
         "child": "a backend, between the brackets",
+        "unbuilt": "a backend, between the brackets",
         "children": "backends, between the brackets",
         "shared": "one object that all instances have in common",
         "copies": "a backend, between the brackets, or one for each copy",

@@ -28,7 +28,8 @@ class Jump(Backend):
     As the whole backend of a node it occupies no instance and no thread while it waits. Inside another
     backend, such as ``S[A,Jump[x]]``, that instance waits.
 
-    A subclass may override :meth:`split` and :meth:`merge` to send several parts of a request.
+    A subclass may override :meth:`split` and :meth:`merge` to send several parts of a request. There is one
+    object for the node, and several threads call its methods at once.
 
     Args:
         target: the node, between the brackets: ``Jump[rec]``.
@@ -75,6 +76,10 @@ class Jump(Backend):
         parts = self.split(request)
         if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
             raise RequestError(f"{type(self).__name__}: split must return a list of requests (dicts)")
+        for i, part in enumerate(parts):
+            if "data" not in part:
+                raise MissingKeyError(f"{type(self).__name__}: part {i} that split made has no 'data'")
+            part.pop("result", None)
         return parts
 
     def join(self, request: Request, outcomes: list[Outcome]) -> None:

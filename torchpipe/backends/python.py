@@ -22,6 +22,15 @@ class Python(Backend):
     Args:
         name: what it was registered as.
         config: all keys of the node.
+
+    Example:
+        >>> @torchpipe.register_backend
+        ... class Doubling:
+        ...     def forward(self, requests):
+        ...         for request in requests:
+        ...             request["result"] = 2 * request["data"]
+        >>> run("Python[Doubling]", {"data": 4})["result"]
+        8
     """
 
     def __init__(self, name: BracketText, config: WholeConfig) -> None:
@@ -44,7 +53,20 @@ class Python(Backend):
 
 @built_in()
 class PyIdentity(Python):
-    """Like ``Python[name]``, with ``forward(request)`` for one request; ``result`` defaults to ``data``."""
+    """Like ``Python[name]``, with ``forward(request)`` for one request; ``result`` defaults to ``data``.
+
+    Args:
+        name: what it was registered as.
+        config: all keys of the node.
+
+    Example:
+        >>> @torchpipe.register_backend
+        ... class Counting:
+        ...     def forward(self, request):
+        ...         request["length"] = len(request["data"])
+        >>> run("PyIdentity[Counting]", {"data": "four"})
+        {'data': 'four', 'length': 4, 'result': 'four'}
+    """
 
     def forward(self, batch: list[Request]) -> None:
         for request in batch:

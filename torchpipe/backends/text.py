@@ -48,6 +48,12 @@ class DBBoxes(Backend):
     Raises:
         RequestError: ``data`` is no such map, or ``image_size`` no such pair.
         ImportError: pyclipper is not installed.
+
+    Example:
+        >>> probability = np.zeros((60, 100), np.float32)
+        >>> probability[20:30, 20:80] = 0.9
+        >>> run("DBBoxes", {"data": probability})["result"][0].tolist()
+        [[13.0, 13.0], [87.0, 13.0], [87.0, 37.0], [13.0, 37.0]]
     """
 
     def __init__(

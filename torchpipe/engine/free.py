@@ -34,5 +34,9 @@ class FreeByRange:
                     continue
         raise IndexError("no instance is free")
 
+    def fits(self, size: int) -> bool:
+        """Whether there is one that ``size`` requests fill."""
+        return any(least <= size and stack for (_, least), stack in self._stacks.items())
+
     def __len__(self) -> int:
         return sum(map(len, self._stacks.values()))

@@ -27,6 +27,8 @@ class Instance:
         self.split = split  # whether a failed batch is split until the guilty request is alone
         self.max, self.min = backend.max, backend.min
         self.owner = 0  # the thread that is running it, for refusing re-entry
+        self.since = 0.0  # when it started to run
+        self.running: list | None = None  # its batch, taken by whoever ends it: the instance, or a watchdog
         self.floor = 1.0  # seconds a batch takes at best of late; unknown counts as long
         self.costs = Costs()
         self.errors = 0
@@ -38,7 +40,7 @@ class Instance:
 
     def execute_one(self, request: Request) -> BaseException | None:
         """Run a single request that nothing else waited with; its error, if any. The path of an idle pipe."""
-        start = perf_counter()
+        start = self.since = perf_counter()
         try:
             self.owner = get_ident()
             self.backend.forward([request])
@@ -61,7 +63,7 @@ class Instance:
         size = len(batch)
         saved = [request.copy() for request in batch] if size > 1 and self.split else None
         errors: list[BaseException | None] | None = None
-        start = perf_counter()
+        start = self.since = perf_counter()
         try:
             self.owner = get_ident()
             self.backend.forward(batch.copy())  # a backend may take its list apart
@@ -116,13 +118,13 @@ class Instance:
         """The error for one request: its own copy when several share it, with a note of where it happened."""
         batch[index].pop("result", None)
         if len(batch) > 1:
-            error = _own_copy(error)
+            error = own_copy(error)
         together = f", together with {len(batch) - 1} more in its batch" if len(batch) > 1 else ""
         note(error, f"in {self.where}{together}")
         return error
 
 
-def _own_copy(error: BaseException) -> BaseException:
+def own_copy(error: BaseException) -> BaseException:
     """A copy with a traceback of its own, or the error itself where its class cannot be copied."""
     cls = type(error)
     try:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Union
 
 from ..errors import note
 from ..filters import Status
 from ..request import Request
-from .branch import Branch, send
+from .branch import Branch
 from .node import Node, Route
-from .ticket import Ticket
 
 
 def walk(request: Request, line: list[Node]) -> None:
@@ -26,25 +25,8 @@ def walk(request: Request, line: list[Node]) -> None:
             return  # all other answers skip the rest of a line, or break off
 
 
-def travel(tickets: list[Ticket]) -> None:
-    """Take one branch after the other along in the current thread, and queue what is beside them.
-
-    Branches that wait at the same node with a batch limit are queued together, so that they run together.
-    """
-    branches = [ticket.branch for ticket in tickets if ticket.branch is not None]
-    while branches:
-        stages = [branch.node.stage for branch in branches]
-        own = next((b for b in branches if b.node.stage.max == 1 or stages.count(b.node.stage) == 1), None)
-        send(branch for branch in branches if branch is not own)
-        if own is None:
-            return
-        error: BaseException | None = None
-        try:
-            own.node.stage.run(own.request)
-        except BaseException as raised:
-            error = raised
-        branches = own.journey.arrive(own, error)
-        error = own = None  # an error's traceback holds this frame: no cycle may keep the request alive
+Step = Union[Branch, "Parts"]
+"""What a journey gives to go on with: a branch that can run, or parts that can be merged."""
 
 
 class Journey:
@@ -56,9 +38,10 @@ class Journey:
 
     Args:
         route: where it leads.
-        done: ``done(request, error)``, called at the end with what the last node left; it answers with
-            branches of other journeys that can go on now.
+        done: ``done(request, error)``, called at the end with what the last node left; it answers with steps
+            of other journeys that can be taken now.
         cancelled: asked before each node.
+        parcel: what it carries a part for, if it does.
     """
 
     __slots__ = (
@@ -71,16 +54,20 @@ class Journey:
         "_live",
         "_lock",
         "_needs",
+        "_parcel",
+        "at",
         "route",
     )
 
     def __init__(
         self,
         route: Route,
-        done: Callable[[Request, BaseException | None], Iterable[Branch]],
+        done: Callable[[Request, BaseException | None], Iterable[Step]],
         cancelled: Callable[[], bool] = bool,
+        parcel: Parts | None = None,
     ) -> None:
         self.route = route
+        self._parcel = parcel
         self._done = done
         self._cancelled = cancelled
         self._lock = threading.Lock()
@@ -90,8 +77,9 @@ class Journey:
         self._ended = False
         self._error: BaseException | None = None
         self._final: Request = {}
+        self.at = route.start.name  # the node that it came to last
 
-    def start(self, request: Request) -> list[Branch]:
+    def start(self, request: Request) -> list[Step]:
         """The branches that can run at once. The filter and map of the first node are not asked."""
         skipped: list = []
         ready = self._run(self.route.start, request, skipped)
@@ -99,15 +87,23 @@ class Journey:
 
     def over(self) -> bool:
         """Whether nothing more should be run for it."""
-        return self._ended or self._cancelled()
+        journey: Journey | None = self
+        while journey is not None:  # not by recursion, since jumps may be nested deeply
+            if journey._ended or journey._cancelled():
+                return True
+            parcel = journey._parcel
+            if parcel is not None and parcel.failed:
+                return True
+            journey = parcel.journey if parcel is not None else None
+        return False
 
-    def arrive(self, branch: Branch, error: BaseException | None) -> list[Branch]:
+    def arrive(self, branch: Branch, error: BaseException | None) -> list[Step]:
         """A branch's node has run, well or with an error: what can run next."""
         if error is not None:
             return self.end(error)
         return self._follow([(branch.node, branch.request, True, [])])
 
-    def end(self, error: BaseException | None = None, final: Request | None = None) -> list[Branch]:
+    def end(self, error: BaseException | None = None, final: Request | None = None) -> list[Step]:
         """One branch ends here, and the journey with it, unless that has ended before."""
         with self._lock:
             if not self._ended:
@@ -118,24 +114,26 @@ class Journey:
             last = not self._live
         return self._finish() if last else []
 
-    def _finish(self) -> list[Branch]:
+    def _finish(self) -> list[Step]:
         error, self._error = self._error, None
         try:
             return list(self._done(self._final, error))
         finally:
             error = None  # its traceback may hold this frame
 
-    def _follow(self, passed: list[tuple[Node, Request, bool, list[Node]]]) -> list[Branch]:
+    def _follow(self, passed: list[tuple[Node, Request, bool, list[Node]]]) -> list[Step]:
         """Go on behind nodes that are done: (node, what it left, whether it ran, what is skipped with it)."""
-        ready: list[Branch] = []
+        ready: list[Step] = []
         while passed:
             node, request, ran, folded = passed.pop()
             targets = self._leave(node, request, ran, folded)
             if targets is None:
                 ready += self._finish()
                 continue
+            gone = [node, *folded]
+            shared = any(one.kept for one in gone) or sum(len(one.next) for one in gone) > len(gone)
             for target in targets:
-                ready += self._enter(target, node, request, passed)
+                ready += self._enter(target, request, shared, passed)
         return ready
 
     def _leave(self, node: Node, request: Request, ran: bool, folded: list[Node]) -> list[Node] | None:
@@ -162,12 +160,16 @@ class Journey:
         self._needs[target] = missing
         return not missing
 
-    def _enter(self, target: Node, source: Node, request: Request, passed: list) -> list[Branch]:
-        """Ask the map and the filter of ``target``; what is skipped goes to ``passed``."""
+    def _enter(self, target: Node, request: Request, shared: bool, passed: list) -> list[Step]:
+        """Ask the map and the filter of ``target``; what is skipped goes to ``passed``.
+
+        ``shared`` says whether others may read ``request`` as well.
+        """
+        self.at = target.name
         try:
             if target.mapping is not None:
                 request = target.mapping.apply(self._left)
-            elif source.kept or len(source.next) > 1:
+            elif shared:
                 request = request.copy()
             status = target.decide(request)
         except BaseException as error:
@@ -184,7 +186,7 @@ class Journey:
         passed.append((target, request, False, folded))
         return []
 
-    def _run(self, node: Node, request: Request, passed: list) -> list[Branch]:
+    def _run(self, node: Node, request: Request, passed: list) -> list[Step]:
         """The branch that runs ``node``; for a Jump those of the parts that it sends."""
         if node.jump is None:
             return [Branch(self, node, request)]
@@ -207,40 +209,39 @@ class Parts:
     """The parts into which a Jump has split a request, each on a journey of its own."""
 
     def __init__(self, journey: Journey, node: Node, request: Request, count: int) -> None:
-        self._journey, self._node, self._request = journey, node, request
+        self.journey = journey
+        self._node, self._request = node, request
         self._outcomes: list[Any] = [None] * count
-        self._left = count
-        self._failed = False
+        self._missing = count
+        self.failed = False
         self._lock = threading.Lock()
 
-    def start(self, parts: list[Request]) -> list[Branch]:
+    def start(self, parts: list[Request]) -> list[Step]:
         """The branches with which the parts begin."""
         assert self._node.target is not None
-        ready: list[Branch] = []
+        ready: list[Step] = []
         for i, part in enumerate(parts):
-            journey = Journey(self._node.target, functools.partial(self._done, i), self._over)
+            journey = Journey(self._node.target, functools.partial(self._done, i), parcel=self)
             ready += journey.start(part)
         return ready
 
-    def _over(self) -> bool:
-        return self._failed or self._journey.over()
-
-    def _done(self, index: int, part: Request, error: BaseException | None) -> list[Branch]:
+    def _done(self, index: int, part: Request, error: BaseException | None) -> list[Step]:
         self._outcomes[index] = part, error
         jump = self._node.jump
         assert jump is not None
         with self._lock:
-            self._left -= 1
-            last = not self._left
-            first = error is not None and not self._failed and not jump.keeps_errors
+            self._missing -= 1
+            last = not self._missing
+            first = error is not None and not self.failed and not jump.keeps_errors
             if first:
-                self._failed = True  # the others, which are of no use now, are not run any more
+                self.failed = True  # the others, which are of no use now, are not run any more
         if first:
             note(error, f"in part {index} of the {len(self._outcomes)} that node {self._node.name!r} sent")  # type: ignore[arg-type]
-        return self._merge() if last else []
+        return [self] if last else []
 
-    def _merge(self) -> list[Branch]:
-        journey, node, request = self._journey, self._node, self._request
+    def merge(self) -> list[Step]:
+        """All parts are there: put them together, and go on behind the Jump."""
+        journey, node, request = self.journey, self._node, self._request
         assert node.jump is not None
         outcomes, self._outcomes = self._outcomes, []
         if journey.over():

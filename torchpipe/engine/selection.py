@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import operator
 import threading
 from collections import deque
+from typing import Union
 
 from ..backends.base import Backend
 from ..errors import RequestError, shown
 from ..request import TASK_REQUEST_SIZE_KEY, Request
 from .instance import Instance
+from .priority import PriorityQueue
 from .ticket import Ticket
 
 SCORE_KEY = "_sort_score"
+
+Queue = Union[deque[Ticket], PriorityQueue]
 
 
 class InOrder:
@@ -24,7 +29,7 @@ class InOrder:
         """How large a batch to take for an instance while ``waiting`` requests wait."""
         return instance.costs.best_size(waiting, instance.max)
 
-    def take(self, pending: deque[Ticket], room: int) -> tuple[list[Ticket], list[Ticket]]:
+    def take(self, pending: Queue, room: int) -> tuple[list[Ticket], list[Ticket]]:
         """Take up to ``room`` requests out of ``pending``: those to run, and those that are over."""
         tickets: list[Ticket] = []
         dropped: list[Ticket] = []
@@ -47,7 +52,7 @@ class ByWeight(InOrder):
 
     Args:
         limit: the largest sum that a batch may have.
-        weigh: a backend that computes ``request_size``; called by several threads at once.
+        weigh: a backend that computes ``request_size``; its ``shared`` says that several threads may call it.
     """
 
     def __init__(self, limit: int, weigh: Backend | None) -> None:
@@ -56,14 +61,17 @@ class ByWeight(InOrder):
 
     def admit(self, ticket: Ticket) -> None:
         if self._weigh is not None:
-            self._weigh.forward([ticket.request])
+            weighed = ticket.request.copy()  # what else the backend writes stays out of the request
+            self._weigh.forward([weighed])
+            if TASK_REQUEST_SIZE_KEY in weighed:
+                ticket.request[TASK_REQUEST_SIZE_KEY] = weighed[TASK_REQUEST_SIZE_KEY]
         ticket.weight = self._weight(ticket.request)
 
     def _weight(self, request: Request) -> int:
         given = request.get(TASK_REQUEST_SIZE_KEY, 1)
         try:
-            weight = int(given)
-        except (TypeError, ValueError, OverflowError):
+            weight = operator.index(int(given) if isinstance(given, str) else given)
+        except (TypeError, ValueError):
             raise RequestError(f"request_size = {shown(given)}: must be a whole number") from None
         if not 1 <= weight <= self._limit:
             raise RequestError(f"request_size = {weight}: this node takes 1 to {self._limit} in one batch")
@@ -72,7 +80,7 @@ class ByWeight(InOrder):
     def room(self, instance: Instance, waiting: int) -> int:
         return instance.max
 
-    def take(self, pending: deque[Ticket], room: int) -> tuple[list[Ticket], list[Ticket]]:
+    def take(self, pending: Queue, room: int) -> tuple[list[Ticket], list[Ticket]]:
         tickets: list[Ticket] = []
         dropped: list[Ticket] = []
         with self._lock:  # what does not fit is put back in front, before anybody takes what came after it
@@ -113,10 +121,12 @@ class Similar(InOrder):
         score = ticket.request.get(SCORE_KEY, ticket.arrived)
         try:
             ticket.score = float(score)
-        except (TypeError, ValueError):
+            if ticket.score != ticket.score:
+                raise ValueError
+        except (TypeError, ValueError, OverflowError):
             raise RequestError(f"{SCORE_KEY} = {shown(score)}: must be a number") from None
 
-    def take(self, pending: deque[Ticket], room: int) -> tuple[list[Ticket], list[Ticket]]:
+    def take(self, pending: Queue, room: int) -> tuple[list[Ticket], list[Ticket]]:
         with self._lock:  # what is not taken is put back in front, before anybody takes what came after it
             waiting, dropped = super().take(pending, max(room, int(room * self._factor)))
             if len(waiting) <= room:

@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from time import perf_counter
+from typing import TYPE_CHECKING
 
-from ..errors import ReentryError, note
+from ..backends.base import UNLIMITED
+from ..errors import OverloadedError, ReentryError, note
 from ..request import Request
 from .batching import Patience
-from .branch import go_on
+from .bound import BoundThread
 from .free import FreeByRange
-from .instance import Instance
+from .instance import Instance, own_copy
 from .pool import Pool, waiting
-from .selection import InOrder
+from .priority import PriorityQueue, rank
+from .selection import InOrder, Queue
+from .sending import drop, go_on
 from .ticket import Ticket
+
+if TYPE_CHECKING:
+    from .journey import Journey
 
 QUICK = 50e-6
 """A caller runs batches of fewer seconds than this for others too: waking a thread costs as much."""
@@ -28,6 +36,17 @@ BURST = 300e-6
 
 FAVOUR = 1e-3
 """How long a caller whose own request is done goes on working for others, in seconds."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a node's configuration says of its queue; times are seconds."""
+
+    timeout: float = 0.0  # the longest that a request waits for company
+    selection: InOrder | None = None  # which requests form a batch, if not simply the oldest
+    max_queue: int = 0  # the most that may wait; 0: any number
+    ageing: float = 0.0  # for how long one step of priority counts; 0: priorities are not looked at
+    stuck_after: float = 0.0  # how long a batch may run before its instance counts as stuck; 0: for ever
 
 
 class Stage:
@@ -42,39 +61,47 @@ class Stage:
         self,
         name: str,
         instances: list[Instance],
-        timeout: float,
+        rules: Rules,
         pool: Pool,
         threads: dict[Instance, BoundThread],
-        selection: InOrder | None = None,
     ) -> None:
         self.name = name
         self.instances = instances
+        self.rules = rules
         self.max = max(instance.max for instance in instances)
-        self.timeout = timeout if self.max > 1 else 0.0
+        self.timeout = rules.timeout if self.max > 1 else 0.0
         self.patience = Patience()
-        self.pending: deque[Ticket] = deque()
+        self.pending: Queue = PriorityQueue(rules.ageing) if rules.ageing else deque()
         self.pool = pool
         self.threads = threads  # of the bound instances
-        self.selection = selection or InOrder()
-        self._admit = None if selection is None else selection.admit
+        self.selection = rules.selection or InOrder()
+        self.watched = rules.stuck_after > 0  # then the pool runs everything, so that callers can be let go
+        self._lost: BaseException | None = None  # why no instance is left
+        self.successor: Stage | None = None  # what takes over, once this one is being replaced
+        self._looks = bool(rules.selection or rules.ageing or rules.max_queue)  # at requests that come
         uniform = len({(instance.max, instance.min) for instance in instances}) == 1
         self.free: deque[Instance] | FreeByRange = deque(instances) if uniform else FreeByRange(instances)
-        self._pop_fitting: Callable[[int], Instance] = (
-            self.free.pop if isinstance(self.free, FreeByRange) else lambda size: self.free.pop()
-        )
+        if isinstance(self.free, FreeByRange):
+            self._pop_fitting: Callable[[int], Instance] = self.free.pop
+            self._can_run: Callable[[int], bool] = self.free.fits
+        else:
+            self._pop_fitting, self._can_run = (lambda size: self.free.pop()), (lambda size: bool(self.free))
         self._collecting: threading.Lock | None = None  # the bell of a batch that waits for company
         self._enough = 1  # how many must have come for an arrival to ring it
         self._pop_free = iter(self.free.pop, None)
 
     # Requests come in
 
-    def run(self, request: Request) -> None:
-        """Run one request in the caller's thread, or wait while another thread runs it."""
+    def run(self, request: Request, journey: Journey | None = None) -> None:
+        """Run one request in the caller's thread, or wait while another thread runs it.
+
+        If its ``journey``, where it is on one, is over before its turn comes, it is not run.
+        """
         try:
             instance, wait = None, False
             if self.timeout:
                 self.patience.arrivals.add(perf_counter())
-            if not (self.pending or self.threads or self._collecting or self._admit):
+            if not (self.pending or self.threads or self._collecting or self._looks or self.watched):
                 # An iterator, because an interrupt cannot strike between its step and the try below: after
                 # a call it could, and would lose the instance.
                 try:
@@ -83,14 +110,14 @@ class Stage:
                 except IndexError:
                     pass
             if instance is None:
-                return self._run_queued(request)
+                return self._run_queued(request, journey)
             try:
                 wait = self.timeout > 0 and self.patience.wait(1, perf_counter(), instance.costs) > 0
                 error = None if wait else instance.execute_one(request)
             finally:
                 self.free.append(instance)
             if wait:
-                return self._run_queued(request)
+                return self._run_queued(request, journey)
             if self.pending:
                 self.dispatch()
             if error is not None:
@@ -106,11 +133,13 @@ class Stage:
         """Queue requests that no thread waits for; their branches go on when they are done."""
         if self.timeout:
             self.patience.arrivals.add(perf_counter())
-        if self._admit is not None:
+        if self._looks:
             tickets = self._admitted(tickets)
         self.pending.extend(tickets)
+        if self.successor is not None:
+            self._hand_over()
         self._ring()
-        if self.free:
+        if self._can_run(len(self.pending)):
             self.pool.put(self.dispatch)
 
     def _admitted(self, tickets: list[Ticket]) -> list[Ticket]:
@@ -125,20 +154,39 @@ class Stage:
 
     def _refusal(self, ticket: Ticket) -> BaseException | None:
         try:
+            if self._lost is not None:
+                raise own_copy(self._lost)
             self.selection.admit(ticket)
+            if self.rules.ageing:
+                rank(ticket.request, ticket.arrived, self.rules.ageing)
+            if self.rules.max_queue and len(self.pending) >= self.rules.max_queue:
+                raise self._overloaded()
         except BaseException as error:
             note(error, f"in front of node {self.name!r}")
             return error
         return None
 
-    def _run_queued(self, request: Request) -> None:
-        ticket = Ticket(request)
-        if self._admit is not None and (error := self._refusal(ticket)) is not None:
+    def _overloaded(self) -> OverloadedError:
+        times = [times[-1] for instance in self.instances if (times := instance.run_times.copy())]
+        batches = len(self.pending) / self.max / len(self.instances)
+        after = (sum(times) / len(times) if times else 1.0) * max(batches, 1.0)
+        error = OverloadedError(
+            f"{len(self.pending)} requests wait for node {self.name!r}, and max_queue allows no more; "
+            f"try again in {after:.3f} s"
+        )
+        error.retry_after = after
+        return error
+
+    def _run_queued(self, request: Request, journey: Journey | None) -> None:
+        ticket = Ticket(request, journey=journey)
+        if self._looks and (error := self._refusal(ticket)) is not None:
             raise error
         self.refuse_reentry()
         try:
             self.pending.append(ticket)
-            if self._collecting is not None:
+            if self.successor is not None:
+                self._hand_over()
+            elif self._collecting is not None:
                 self._ring()
             elif self.free:
                 self.dispatch(ticket)
@@ -155,7 +203,7 @@ class Stage:
 
     def refuse_reentry(self) -> None:
         """Raise ReentryError where the current thread would wait for the instance that it is running."""
-        if not self.free and self.runs_here():
+        if not self._can_run(1) and self.runs_here():
             raise ReentryError(
                 f"node {self.name!r} was called from inside its own backend and has no other free instance; "
                 "call another node, or raise instance_num"
@@ -190,7 +238,9 @@ class Stage:
                 self.free.append(instance)
             elif instance in self.threads:
                 self.threads[instance].inbox(tickets)
-            elif mine or own in tickets or (instance.floor < QUICK and perf_counter() < until):
+            elif mine or (
+                not self.watched and (own in tickets or (instance.floor < QUICK and perf_counter() < until))
+            ):
                 self._share()
                 self.serve(instance, tickets)
             else:
@@ -198,6 +248,58 @@ class Stage:
                     self.pool.put(functools.partial(self._drive, instance, tickets))
                 except RuntimeError:  # the system has no thread left: then here
                     self.serve(instance, tickets)
+
+    # Instances go and come
+
+    def take_out(self, instance: Instance, error: BaseException) -> bool:
+        """Take a running instance out, and tell those whose batch it has; False if it is done by now."""
+        try:
+            tickets = (instance.running or []).pop()
+        except IndexError:
+            return False
+        self.instances.remove(instance)
+        self.pool.resize(1)  # one of its threads does not come back
+        self.pool.put(functools.partial(self._tell, tickets, [own_copy(error) for _ in tickets]))
+        return True
+
+    def put_in(self, instance: Instance) -> None:
+        """Use one more instance."""
+        self.instances.append(instance)
+        self.free.append(instance)
+        self.pool.put(self.dispatch)
+
+    def hand_over_to(self, successor: Stage) -> None:
+        """Let ``successor`` take over, and wait until all instances here have ended what they run."""
+        idle: list[Instance] = []
+        while len(idle) < len(self.instances):
+            try:
+                idle.append(self.free.pop())
+            except IndexError:
+                time.sleep(0.001)  # ended by each batch, which frees its instance
+        self.successor = successor
+        self._hand_over()  # what came after the last instance was taken
+
+    def _hand_over(self) -> None:
+        tickets, dropped = self.selection.take(self.pending, UNLIMITED)
+        for ticket in tickets:
+            ticket.put_back()
+        assert self.successor is not None
+        self.successor.pending.extend(tickets)
+        self._drop(dropped)
+        if self.successor.free:
+            self.pool.put(self.successor.dispatch)
+
+    def flush(self, error: BaseException) -> None:
+        """End everything that waits here with ``error``."""
+        tickets, dropped = self.selection.take(self.pending, UNLIMITED)
+        self._drop(dropped)
+        self._tell(tickets, [own_copy(error) for _ in tickets])
+
+    def give_up(self, error: BaseException) -> None:
+        """No instance is left: refuse what comes, and end what waits."""
+        self._lost = error
+        self._looks = True
+        self.flush(error)
 
     def _share(self) -> None:
         """Let another thread see to what still waits while there is a free instance."""
@@ -212,6 +314,7 @@ class Stage:
     def serve(self, instance: Instance, tickets: list[Ticket]) -> None:
         """Run a batch on an instance, free it, and tell everybody. The caller sees to what waits next."""
         start = perf_counter()
+        instance.running = running = [tickets]
         try:
             closing = self._fill(instance, tickets)
             start = perf_counter()
@@ -219,6 +322,10 @@ class Stage:
         except BaseException as error:  # not the backend's: that is in errors. Nobody may be left waiting
             errors = [error] * len(tickets)
         instance.wait_times.extend([start - ticket.arrived for ticket in tickets])
+        try:
+            running.pop()
+        except IndexError:
+            return  # it was taken out, and everybody was told
         self.free.append(instance)
         if self._collecting is not None:
             self._ring()
@@ -253,10 +360,16 @@ class Stage:
     def _take(self, room: int) -> list[Ticket]:
         """Requests that wait, for up to ``room`` in a batch; those whose journey is over are dropped."""
         tickets, dropped = self.selection.take(self.pending, room)
-        for ticket in dropped:
-            assert ticket.branch is not None
-            ticket.branch.drop()
+        self._drop(dropped)
         return tickets
+
+    @staticmethod
+    def _drop(tickets: list[Ticket]) -> None:
+        for ticket in tickets:
+            if ticket.branch is None:
+                ticket.wake.release()
+            else:
+                drop(ticket.branch)
 
     def _fill(self, instance: Instance, tickets: list[Ticket]) -> str:
         """Let a batch wait for company where that pays; why it was closed."""
@@ -281,7 +394,7 @@ class Stage:
         bell.acquire()
         self._collecting = bell
         try:
-            while (room := self._room(instance, tickets)) and not self.free:
+            while (room := self._room(instance, tickets)) and not self._can_run(1):
                 now = perf_counter()
                 left = tickets[0].arrived + self.timeout - now
                 if left <= 0:
@@ -301,53 +414,8 @@ class Stage:
 
     def _ring(self) -> None:
         bell = self._collecting
-        if bell is not None and (self.free or len(self.pending) >= self._enough):
+        if bell is not None and (self._can_run(1) or len(self.pending) >= self._enough):
             try:
                 bell.release()
             except RuntimeError:  # rung already
                 pass
-
-
-class BoundThread:
-    """The thread of a bound instance: it builds the instance and alone runs it."""
-
-    def __init__(self, name: str, build: Callable[[], Instance]) -> None:
-        self._batches: queue.SimpleQueue = queue.SimpleQueue()
-        self.inbox = self._batches.put
-        self._ready = threading.Event()
-        self._error: BaseException | None = None
-        self.instance: Instance | None = None
-        self._thread = threading.Thread(target=self._work, args=(build,), name=name, daemon=True)
-        self._thread.start()
-
-    def built(self) -> Instance:
-        """The instance, once it is built; raises what building it raised."""
-        self._ready.wait()  # ended by the thread, whether building succeeds or not
-        if self._error is not None:
-            raise self._error
-        assert self.instance is not None
-        return self.instance
-
-    def attach(self, stage: Stage) -> None:
-        """Start serving batches of ``stage``."""
-        self._batches.put(stage)
-
-    def close(self) -> None:
-        """End the thread and wait for it."""
-        self._batches.put(None)
-        if self._thread is not threading.current_thread():
-            self._thread.join()
-
-    def _work(self, build: Callable[[], Instance]) -> None:
-        try:
-            self.instance = build()
-        except BaseException as error:
-            self._error = error
-            return
-        finally:
-            self._ready.set()
-        stage: Stage = self._batches.get()
-        while stage is not None and (tickets := self._batches.get()) is not None:
-            stage.serve(self.instance, tickets)
-            stage.dispatch()
-            tickets = None  # nothing of a request may outlive it

@@ -9,18 +9,22 @@ from typing import TYPE_CHECKING
 from ..request import Request
 
 if TYPE_CHECKING:
-    from .journey import Branch
+    from .branch import Branch
+    from .journey import Journey
 
 
 class Ticket:
     """One request that waits at a stage. Whoever claims it first, a batch or its giving up, has it."""
 
-    __slots__ = ("_claim", "arrived", "branch", "error", "request", "score", "wake", "weight")
+    __slots__ = ("_claim", "arrived", "branch", "error", "journey", "request", "score", "wake", "weight")
 
-    def __init__(self, request: Request, branch: Branch | None = None) -> None:
+    def __init__(
+        self, request: Request, branch: Branch | None = None, journey: Journey | None = None
+    ) -> None:
         self.request = request
         self.arrived = perf_counter()
         self.branch = branch  # goes on with the request; None: its thread is waiting
+        self.journey = journey if branch is None else branch.journey
         self.error: BaseException | None = None
         self.weight = 1  # how much of a batch it takes
         self.score = self.arrived  # what it is like: near scores go well together
@@ -39,4 +43,4 @@ class Ticket:
 
     def over(self) -> bool:
         """Whether running it is of no use any more."""
-        return self.branch is not None and self.branch.journey.over()
+        return self.journey is not None and self.journey.over()

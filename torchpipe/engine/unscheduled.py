@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from ..backends.base import Backend
 from ..errors import RequestError, note
 from ..request import Request
-from .branch import go_on
 from .pool import Pool
+from .sending import drop, go_on
 
 if TYPE_CHECKING:
+    from .journey import Journey
     from .ticket import Ticket
 
 
@@ -23,7 +24,7 @@ class Unscheduled:
         self._pool = pool
         self.max, self.min = backend.max, backend.min
 
-    def run(self, request: Request) -> None:
+    def run(self, request: Request, journey: Journey | None = None) -> None:
         """Run one request in the caller's thread."""
         self.run_all([request])
 
@@ -57,7 +58,7 @@ class Unscheduled:
             return
         assert ticket.branch is not None
         if ticket.over():
-            ticket.branch.drop()
+            drop(ticket.branch)
             return
         error: BaseException | None = None
         try:

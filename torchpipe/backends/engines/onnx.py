@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -15,7 +14,7 @@ from ...errors import ConfigError, RequestError, optional
 from ...parameters import Count, Numbers
 from ...registry import built_in
 from ..tensor import as_numpy, torch_device
-from .base import Engine, Threads, existing_file
+from .base import Engine, Threads, model_source
 
 INPUT_DTYPES = {
     "tensor(float)": np.float32,
@@ -58,8 +57,8 @@ class OnnxTensor(Engine):
     small for float32's full precision (below 1e-38) count as 0.
 
     Args:
-        model: path of the .onnx file. Its first axis must be dynamic for ``max`` above 1; where it is fixed,
-            each request brings exactly that many rows.
+        model: path of the .onnx or .onnx.encrypted file. Its first axis must be dynamic for ``max`` above 1;
+            where it is fixed, each request brings exactly that many rows.
         max: the most requests that one call takes.
         precision: fp32 runs the file as it is; fp16 converts its weights and arithmetic first, inputs and
             outputs stay as they are. That is for GPUs: a CPU gains nothing by it.
@@ -72,6 +71,16 @@ class OnnxTensor(Engine):
         ConfigError: the file is missing or is no network, or the device is not there.
         ImportError: ONNX Runtime is not installed.
         RequestError: wrong number, rank or size of inputs.
+
+    Example:
+        >>> import onnx, tempfile
+        >>> x, y = (onnx.helper.make_tensor_value_info(name, 1, ["n", 3]) for name in "xy")
+        >>> graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "relu", [x], [y])
+        >>> opset = onnx.helper.make_opsetid("", 13)
+        >>> path = tempfile.mkdtemp() + "/relu.onnx"
+        >>> onnx.save(onnx.helper.make_model(graph, ir_version=8, opset_imports=[opset]), path)
+        >>> run("OnnxTensor", {"data": torch.tensor([[-1.0, 0.0, 2.0]])}, model=path)["result"]
+        tensor([[0., 0., 2.]])
     """
 
     def __init__(
@@ -86,7 +95,7 @@ class OnnxTensor(Engine):
     ) -> None:
         super().__init__(max, list(mean), list(std))
         runtime = optional("onnxruntime", "onnx")
-        path = existing_file(model, (".onnx",))
+        source = model_source(model, (".onnx",))
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -100,9 +109,9 @@ class OnnxTensor(Engine):
                 raise ConfigError(f"device = {device!r}: this build of onnxruntime has no {provider}")
         chosen = [(provider, {"device_id": place.index} if place.type == "cuda" else {})]
         try:
-            source = str(path) if precision == "fp32" else _half(path)
+            network = source if precision == "fp32" else _half(source)
             with denormals_as_zero():  # the process's first session leaves its setting in this thread
-                self.session = runtime.InferenceSession(source, options, providers=chosen)
+                self.session = runtime.InferenceSession(network, options, providers=chosen)
         except ImportError:
             raise
         except Exception as error:  # onnxruntime's own classes share no public base
@@ -156,8 +165,9 @@ class OnnxTensor(Engine):
             )
 
 
-def _half(path: Path) -> bytes:
+def _half(source: str | bytes) -> bytes:
     """The network with fp16 weights and arithmetic, its inputs and outputs as they were."""
     onnx = optional("onnx", "onnx")
     float16 = optional("onnxruntime.transformers.float16", "onnx")
-    return float16.convert_float_to_float16(onnx.load(str(path)), keep_io_types=True).SerializeToString()
+    network = onnx.load(source) if isinstance(source, str) else onnx.load_from_string(source)
+    return float16.convert_float_to_float16(network, keep_io_types=True).SerializeToString()

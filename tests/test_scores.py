@@ -1,20 +1,15 @@
-"""From images to tensors, and from scores to answers: what torch gives, without torch's threads."""
+"""From scores to answers: what torch gives, without torch's threads."""
 
-from pathlib import Path
-
-import cv2
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from threads import all_at_once
 
 from torchpipe import ConfigError, Pipe, RequestError
-from torchpipe.backends.tensor import ArgMaxTensor, Mat2Tensor, SoftmaxArgMaxTensor, TopkTensor, torch_device
+from torchpipe.backends.scores import ArgMaxTensor, SoftmaxArgMaxTensor, TopkTensor
 
-CAT = cv2.imread(str(Path(__file__).parent.parent / "demo" / "images" / "cat.jpg"))
 CLASSIFIERS = [
     {"backend": "SoftmaxArgMaxTensor"},
     {"backend": "ArgMaxTensor"},
@@ -36,120 +31,6 @@ def refusal(config, **request) -> str:
         pipe(request)
     assert "result" not in request
     return str(caught.value)
-
-
-def to_tensor(data, data_format: str = "nchw"):
-    request = {"data": data}
-    Mat2Tensor(device="cpu", data_format=data_format).forward([request])
-    return request["result"]
-
-
-def same(tensor: torch.Tensor, expected: np.ndarray) -> None:
-    assert tensor.is_contiguous()
-    found = tensor.numpy()
-    assert found.dtype == expected.dtype
-    np.testing.assert_array_equal(found, expected)
-
-
-# Mat2Tensor
-
-
-@pytest.mark.parametrize("data_format", ["nchw", "hwc"])
-def test_a_photograph_becomes_a_tensor_that_shares_nothing_with_it(data_format):
-    image = CAT.copy()
-    request = run({"backend": "Mat2Tensor", "device": "cpu", "data_format": data_format}, data=image)
-    expected = CAT if data_format == "hwc" else CAT.transpose(2, 0, 1)[None]
-    same(request["result"], expected)
-    assert request["data_format"] == data_format
-    image[:] = 0
-    same(request["result"], expected)
-
-
-images = st.sampled_from(
-    [np.uint8, np.int16, np.int64, np.float16, np.float32, np.float64, np.bool_]
-).flatmap(
-    lambda dtype: hnp.arrays(
-        dtype,
-        st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(
-            lambda size: st.sampled_from([size, *((*size, channels) for channels in (1, 2, 3, 4, 6))])
-        ),
-    )
-)
-
-
-@settings(max_examples=200, deadline=None)
-@given(images)
-def test_any_image_keeps_its_values_and_dtype_in_both_formats(image):
-    pixels = image if image.ndim == 3 else image[:, :, None]
-    same(to_tensor(image), pixels.transpose(2, 0, 1)[None])
-    same(to_tensor(image, "hwc"), pixels)
-
-
-@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
-@pytest.mark.parametrize("size", [(1, 1), (1, 7), (7, 1), (1, 1000), (301, 517)])
-def test_rows_and_columns_of_one_pixel_come_out_right(size, dtype):
-    image = (np.random.default_rng(1).random((*size, 3)) * 255).astype(dtype)
-    same(to_tensor(image), image.transpose(2, 0, 1)[None])
-    same(to_tensor(image[::-1, ::-1]), image[::-1, ::-1].transpose(2, 0, 1)[None])
-    same(to_tensor(image[:, ::2]), image[:, ::2].transpose(2, 0, 1)[None])
-
-
-def test_a_list_of_images_becomes_a_list_of_tensors():
-    gray = CAT[:, :, 0]
-    request = run({"backend": "Mat2Tensor", "device": "cpu"}, data=[CAT, gray])
-    color, single = request["result"]
-    same(color, CAT.transpose(2, 0, 1)[None])
-    same(single, gray[None, None])
-    assert request["data_format"] == "nchw"
-    assert run({"backend": "Mat2Tensor", "device": "cpu"}, data=[])["result"] == []
-
-
-@pytest.mark.parametrize(
-    "data", [None, 5, b"bytes", torch.ones(3, 3, 3), np.ones(3), np.ones((0, 4, 3)), [CAT, None]]
-)
-def test_what_is_no_image_is_an_error_that_says_what_it_is(data):
-    found = data[-1] if isinstance(data, list) else data
-    message = refusal({"backend": "Mat2Tensor", "device": "cpu"}, data=data)
-    assert f"Mat2Tensor takes an image as numpy array, HxWxC or HxW, got {type(found).__name__}" in message
-
-
-@pytest.mark.parametrize("dtype", [object, "U3", "M8[s]"])
-@pytest.mark.parametrize("data_format", ["nchw", "hwc"])
-def test_a_dtype_that_torch_lacks_is_an_error_that_names_it(dtype, data_format):
-    image = np.ones((4, 6, 3)).astype(dtype)
-    message = refusal({"backend": "Mat2Tensor", "device": "cpu", "data_format": data_format}, data=image)
-    assert f"torch has no such dtype: ndarray of shape (4, 6, 3), {image.dtype}" in message
-
-
-@pytest.mark.parametrize("device", ["nonsense", "cuda:99", "cpu:x", ""])
-def test_a_device_that_is_not_there_is_refused_when_the_pipe_is_built(device):
-    with pytest.raises(ConfigError, match="device = "):
-        Pipe({"backend": "Mat2Tensor", "device": device})
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.parametrize("device", ["cuda", "gpu", "cuda:0"])
-def test_without_a_gpu_asking_for_one_says_so(device):
-    with pytest.raises(ConfigError, match="this machine has 0 CUDA GPUs; use cpu"):
-        Pipe({"backend": "Mat2Tensor", "device": device})
-
-
-@gpu
-@needs_cuda
-@pytest.mark.parametrize("device", ["auto", "cuda", "gpu", "cuda:0"])
-def test_on_a_gpu_the_tensor_is_there(device):
-    tensor = run({"backend": "Mat2Tensor", "device": device}, data=CAT)["result"]
-    assert tensor.device == torch_device(device) == torch.device("cuda:0")
-    same(tensor.cpu(), CAT.transpose(2, 0, 1)[None])
-
-
-@pytest.mark.parametrize("value", ["chw", "HWC", ""])
-def test_another_data_format_is_refused(value):
-    with pytest.raises(ConfigError, match="data_format = "):
-        Pipe({"backend": "Mat2Tensor", "device": "cpu", "data_format": value})
-
-
-# Scores
 
 
 def softmax64(scores: torch.Tensor) -> np.ndarray:
@@ -360,3 +241,39 @@ def test_scores_on_a_gpu_give_the_same_as_on_the_cpu(dtype):
     result = classify(ArgMaxTensor(), scores.cuda())["result"]
     assert result.is_cuda
     assert result.cpu().tolist() == [scores.float().argmax().item()]
+
+
+# Labels
+
+
+LABELED = [{"backend": "SoftmaxArgMaxTensor"}, {"backend": "TopkTensor", "k": 2}]
+
+
+@pytest.mark.parametrize("config", LABELED, ids=lambda config: config["backend"])
+def test_classes_have_the_names_of_a_list_or_of_a_files_lines(config, tmp_path):
+    path = tmp_path / "names.txt"
+    path.write_text("tabby cat\nhound, brown\nbird\n")
+    for labels in (["tabby cat", "hound, brown", "bird"], str(path), [str(path)]):
+        request = run({**config, "labels": labels}, data=torch.tensor([[1.0, 3.0, 2.0]]))
+        found = request["label"] if "label" in request else request["labels"]
+        assert found == ("hound, brown" if "label" in request else ["hound, brown", "bird"])
+
+
+def test_without_labels_there_is_no_name():
+    request = run({"backend": "TopkTensor", "k": 1}, data=torch.ones(1, 3))
+    assert set(request) == {"data", "result", "class", "score"}
+
+
+@pytest.mark.parametrize("config", LABELED, ids=lambda config: config["backend"])
+def test_labels_for_another_number_of_classes_are_an_error(config):
+    message = refusal({**config, "labels": "a,b"}, data=torch.ones(1, 3))
+    assert "2 labels for 3 classes" in message
+
+
+@pytest.mark.parametrize("config", LABELED, ids=lambda config: config["backend"])
+def test_a_file_of_labels_that_is_not_there_is_refused_when_the_pipe_is_built(config, tmp_path):
+    with pytest.raises(ConfigError, match=r"labels = .*names\.txt"):
+        Pipe({**config, "labels": str(tmp_path / "names.txt")})
+    (tmp_path / "names.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="labels = "):
+        Pipe({**config, "labels": str(tmp_path / "names.txt")})

@@ -1,0 +1,110 @@
+"""Image files in memory, decoded: whatever OpenCV reads, within limits of size."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import cv2
+import numpy as np
+from pydantic import Field
+
+from ..errors import RequestError
+from ..parameters import Count
+from ..registry import built_in
+from ..request import Request
+from .base import Backend
+from .image_size import image_size
+from .opencv import LARGEST, describe
+
+MODES = {
+    "bgr": cv2.IMREAD_COLOR,
+    "rgb": cv2.IMREAD_COLOR_RGB,
+    "gray": cv2.IMREAD_GRAYSCALE,
+    "unchanged": cv2.IMREAD_UNCHANGED,
+}
+CHANNELS = {1: "gray", 3: "bgr", 4: "bgra"}
+
+
+@built_in()
+class DecodeMat(Backend):
+    """Decodes an image file in memory: JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF and whatever else OpenCV reads.
+
+    Of an animation or a file of many pages, the first. Bytes that are no image give no ``result``, nor does
+    text, OpenEXR, a PNG cut off, or a JPEG of more than 100 scans, which would take minutes.
+
+    Reads ``data``: bytes (or bytearray, memoryview, 1-d uint8 array). Writes ``result`` and ``color``, by
+    ``mode``: bgr, rgb: uint8, HxWx3 in that order; gray: uint8, HxW; unchanged: as in the file: HxW, HxWx3
+    ("bgr") or HxWx4 ("bgra"), uint8, uint16 or float32.
+
+    Args:
+        mode: what to make of the file's channels, transparency and depth.
+        upright: turn a photograph by its EXIF orientation; "unchanged" never does.
+        max_pixels: an image of more, by its header, is refused before it is decoded; OpenCV itself reads up
+            to 2^30.
+        max_bytes: a file of more is refused.
+
+    Raises:
+        RequestError: ``data`` is empty or of another type, or the image is larger than ``max_pixels`` or
+            ``max_bytes``.
+
+    Example:
+        >>> data = cv2.imencode(".png", np.zeros((4, 6, 3), np.uint8))[1].tobytes()
+        >>> request = run("DecodeMat", {"data": data})
+        >>> request["result"].shape, request["color"]
+        ((4, 6, 3), 'bgr')
+    """
+
+    def __init__(
+        self,
+        mode: Literal["bgr", "rgb", "gray", "unchanged"] = "bgr",
+        upright: bool = True,
+        max_pixels: Annotated[int, Field(ge=1, le=2**30)] = 100_000_000,
+        max_bytes: Count = 100_000_000,
+    ) -> None:
+        self.flags = MODES[mode]
+        if not upright and mode != "unchanged":
+            self.flags |= cv2.IMREAD_IGNORE_ORIENTATION
+        self.color = None if mode == "unchanged" else mode
+        self.max_pixels, self.max_bytes = max_pixels, max_bytes
+
+    def forward_one(self, request: Request) -> None:
+        data = _buffer(request["data"])
+        self._check(data)
+        size = image_size(data)
+        if size is None or not 0 < min(size) <= max(size) <= LARGEST:  # OpenCV reads no such image
+            return
+        if size[0] * size[1] > self.max_pixels:
+            raise RequestError(
+                f"DecodeMat: the image is {size[0]} x {size[1]} pixels, more than max_pixels = "
+                f"{self.max_pixels} allows; raise DecodeMat::max_pixels for larger ones"
+            )
+        try:
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), self.flags)
+        except cv2.error:
+            return
+        if image is not None:
+            request["result"] = image
+            request["color"] = self.color or CHANNELS.get(image.shape[2] if image.ndim == 3 else 1, "")
+
+    def _check(self, data: Any) -> None:
+        if not len(data):
+            raise RequestError("DecodeMat takes the bytes of an image file, got none at all")
+        if len(data) > self.max_bytes:
+            raise RequestError(
+                f"DecodeMat: the file has {len(data)} bytes, more than max_bytes = {self.max_bytes} allows; "
+                "raise DecodeMat::max_bytes for larger ones"
+            )
+
+
+def _buffer(data: Any) -> Any:
+    """``data`` as one run of bytes, without a copy unless it has gaps."""
+    if isinstance(data, bytes):
+        return data
+    if isinstance(data, str):
+        return data.encode(errors="surrogatepass")
+    if isinstance(data, (bytearray, memoryview)):
+        view = memoryview(data)
+        return view.cast("B") if view.c_contiguous and view.nbytes else view.tobytes()
+    if isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim == 1:
+        return np.ascontiguousarray(data).data
+    raise RequestError(f"DecodeMat takes the bytes of an image file, got {describe(data)}")

@@ -1,0 +1,76 @@
+"""The alarm: ends requests at their deadlines, where no thread waits that would see to that."""
+
+from __future__ import annotations
+
+import functools
+import heapq
+import math
+import threading
+from time import monotonic
+
+from .outcome import Outcome
+from .pool import run_job
+
+TICK = 0.004
+"""Seconds between two looks at the clock: how late a deadline may be noticed."""
+
+
+class Alarm:
+    """One thread, started with the first deadline. A request that is done in time is forgotten at once."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._due: dict[int, set[Outcome]] = {}  # by the number of the tick
+        self._ticks: list[int] = []  # a heap
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+
+    def set(self, outcome: Outcome) -> None:
+        """Have ``outcome`` expire at its deadline, if it has one."""
+        if outcome.deadline is None:
+            return
+        tick = math.ceil(outcome.deadline / TICK)
+        with self._changed:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+                self._thread.start()
+            if tick not in self._due:
+                heapq.heappush(self._ticks, tick)
+                if self._ticks[0] == tick:
+                    self._changed.notify()
+            self._due.setdefault(tick, set()).add(outcome)
+
+    def forget(self, outcome: Outcome) -> None:
+        """It is over; there is nothing to wait for."""
+        if outcome.deadline is None:
+            return
+        with self._changed:
+            self._due.get(math.ceil(outcome.deadline / TICK), set()).discard(outcome)
+
+    def close(self) -> None:
+        """End the thread and wait for it."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                now = monotonic()
+                while not self._closed and (not self._ticks or self._ticks[0] * TICK > now):
+                    # ended by an earlier deadline, by close, or by the clock
+                    self._changed.wait(self._ticks[0] * TICK - now if self._ticks else None)
+                    now = monotonic()
+                if self._closed:
+                    return
+                expired = self._due.pop(heapq.heappop(self._ticks))
+            for outcome in expired:
+                run_job(functools.partial(_expire, outcome))
+            expired.clear()
+
+
+def _expire(outcome: Outcome) -> None:
+    outcome.expire()

@@ -1,0 +1,62 @@
+"""The thread of a bound instance."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from .instance import Instance
+
+if TYPE_CHECKING:
+    from .stage import Stage
+
+
+class BoundThread:
+    """The thread of a bound instance: it builds the instance and alone runs it."""
+
+    def __init__(self, name: str, build: Callable[[], Instance]) -> None:
+        self._batches: queue.SimpleQueue = queue.SimpleQueue()
+        self.inbox = self._batches.put
+        self._ready = threading.Event()
+        self._error: BaseException | None = None
+        self.instance: Instance | None = None
+        self._thread = threading.Thread(target=self._work, args=(build,), name=name, daemon=True)
+        self._thread.start()
+
+    def built(self) -> Instance:
+        """The instance, once it is built; raises what building it raised."""
+        self._ready.wait()  # ended by the thread, whether building succeeds or not
+        if self._error is not None:
+            raise self._error
+        assert self.instance is not None
+        return self.instance
+
+    def attach(self, stage: Stage) -> None:
+        """Start serving batches of ``stage``."""
+        self._batches.put(stage)
+
+    def retire(self) -> None:
+        """End the thread when it has done what it has."""
+        self._batches.put(None)
+
+    def close(self) -> None:
+        """End the thread and wait for it."""
+        self.retire()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _work(self, build: Callable[[], Instance]) -> None:
+        try:
+            self.instance = build()
+        except BaseException as error:
+            self._error = error
+            return
+        finally:
+            self._ready.set()
+        stage: Stage = self._batches.get()
+        while stage is not None and (tickets := self._batches.get()) is not None:
+            stage.serve(self.instance, tickets)
+            stage.dispatch()
+            tickets = None  # nothing of a request may outlive it

@@ -1,0 +1,49 @@
+"""Requests that one thread waits for, together."""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections import deque
+
+from .outcome import Outcome
+from .pool import waiting
+
+
+class Calls:
+    """Several requests that one thread waits for, and their errors."""
+
+    def __init__(self, count: int) -> None:
+        self._errors: list[BaseException | None] = [None] * count
+        self._left = deque(range(count))
+        self._finished = threading.Event()
+
+    def tell(self, index: int, error: BaseException | None) -> None:
+        """Request ``index`` is over."""
+        self._errors[index] = error
+        self._left.pop()
+        if not self._left:
+            self._finished.set()
+
+    def tell_one(self, index: int, zero: int, error: BaseException | None) -> None:
+        """The same for a request that was started by itself."""
+        self.tell(index, error)
+
+    def wait(self, outcomes: list[Outcome] | None = None) -> None:
+        """Wait for all, each at most until its deadline, and raise the first error."""
+        with waiting():
+            for outcome in sorted(outcomes or (), key=lambda one: one.deadline or math.inf):
+                if outcome.deadline is None:
+                    break
+                if self._finished.wait(max(outcome.deadline - time.monotonic(), 0)):
+                    break
+                outcome.expire()
+            self._finished.wait()  # ended by the last request's tell
+        failed = [error for error in self._errors if error is not None]
+        try:
+            if failed:
+                raise failed[0]
+        finally:  # a traceback holds this frame: no cycle may keep the requests alive
+            failed.clear()
+            self._errors.clear()

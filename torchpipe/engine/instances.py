@@ -1,0 +1,163 @@
+"""All instances of one node: built from its configuration, put into stages, and released together."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+from ..backends.base import Backend
+from ..backends.jump import Jump
+from ..component import Blueprint
+from ..errors import ConfigError
+from ..node_config import NodeConfig
+from .bound import BoundThread
+from .instance import Instance
+from .pool import Pool
+from .selection import ByWeight, InOrder, Similar
+from .stage import Rules, Stage
+from .unscheduled import Unscheduled
+
+
+class Instances:
+    """The instances of a node that has its own, with the threads and backends that belong to them.
+
+    ``stages`` has one stage for each group of ``instances_grp``; ``jumps`` are the Jumps in its backends.
+
+    Raises:
+        ConfigError: the ranges of the instances do not fit.
+        Exception: what a backend raises while it is built.
+    """
+
+    def __init__(self, node: NodeConfig, pool: Pool, unscheduled: bool = False) -> None:
+        self._node, self._pool = node, pool
+        self._threads: list[BoundThread] = []
+        self._backends: list[Backend] = []
+        self._builders: dict[Instance, Callable[[], Instance]] = {}
+        self.jumps: list[Jump] = []
+        self.stages: list[Stage | Unscheduled] = []
+        try:
+            if unscheduled:
+                backend = node.blueprint.build(0, self._backends, self._made())
+                self.stages = [Unscheduled(node.name, backend, pool)]
+            else:
+                instances = self._build_all()
+                if len(node.groups) > 1 and any(isinstance(one.backend, Jump) for one in instances):
+                    raise ConfigError(
+                        f"node {node.name!r}: a Jump needs no instances, so '&' makes no sense here"
+                    )
+                for part in node.partition:
+                    self.stages.append(self._make_stage([instances[number] for number in part]))
+        except BaseException:
+            self.release()
+            raise
+
+    def release(self) -> None:
+        """End the threads and close the backends; raises the first error of these."""
+        for thread in self._threads:
+            thread.close()
+        errors = []
+        for backend in self._backends:
+            try:
+                backend.close()
+            except Exception as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+
+    def build_again(self, instance: Instance, stage: Stage) -> Instance:
+        """Build another one like ``instance``, whose thread is stuck, for the same stage."""
+        build = self._builders.pop(instance)
+        self._backends.remove(instance.backend)  # it cannot be closed while its thread is inside
+        old = stage.threads.pop(instance, None)
+        if old is not None:
+            self._threads.remove(old)  # nobody waits for it at the end
+            old.retire()
+        new = self._build(build)
+        if old is not None:
+            stage.threads[new] = self._threads[-1]
+            self._threads[-1].attach(stage)
+        return new
+
+    def _build_all(self) -> list[Instance]:
+        instances = []
+        for group in self._node.groups:
+            for index in range(group.instance_num):  # one by one: many libraries cannot load two at once
+                instances.append(self._build(self._builder(group.blueprint, index)))
+        return instances
+
+    def _builder(self, blueprint: Blueprint, index: int) -> Callable[[], Instance]:
+        node, owned, made = self._node, self._backends, self._made()
+        where = f"node {node.name!r}, backend {blueprint.component}"
+
+        def build() -> Instance:  # without self: a bound instance's thread must not keep the pipe alive
+            return Instance(blueprint.build(index, owned, made), where, node.options.on_error == "split")
+
+        if not blueprint.bound:
+            return build
+        return functools.partial(self._build_bound, build)
+
+    def _build_bound(self, build: Callable[[], Instance]) -> Instance:
+        thread = BoundThread(f"torchpipe-{self._node.name}-{len(self._threads)}", build)
+        self._threads.append(thread)
+        return thread.built()
+
+    def _build(self, build: Callable[[], Instance]) -> Instance:
+        instance = build()
+        self._builders[instance] = build
+        return instance
+
+    def _made(self) -> Callable[[Backend], None]:
+        jumps = self.jumps
+
+        def made(backend: Backend) -> None:
+            if isinstance(backend, Jump):
+                jumps.append(backend)
+
+        return made
+
+    def _make_stage(self, instances: list[Instance]) -> Stage:
+        _check_ranges(instances)
+        options = self._node.options
+        rules = Rules(
+            options.batching_timeout / 1000,
+            self._selection(instances),
+            options.max_queue,
+            options.priority_ageing / 1000,
+            options.stuck_after / 1000,
+        )
+        bound = {thread.instance: thread for thread in self._threads if thread.instance in instances}
+        stage = Stage(self._node.name, instances, rules, self._pool, bound)
+        for thread in bound.values():
+            thread.attach(stage)
+        return stage
+
+    def _selection(self, instances: list[Instance]) -> InOrder | None:
+        options, weigh = self._node.options, self._node.weigh
+        if options.scheduler in ("SortSchedule", "ScoreSchedule"):
+            return Similar(options.number_factor)
+        if options.scheduler != "Batching" and weigh is None:
+            return None
+        limits = sorted({instance.max for instance in instances})
+        if len(limits) > 1:
+            raise ConfigError(
+                f"node {self._node.name!r}: requests are weighed against one limit, but its instances have "
+                f"{' and '.join(map(str, limits))}"
+            )
+        if weigh is None:
+            return ByWeight(limits[0], None)
+        weigher = weigh.build(0, self._backends, self._made())
+        if not weigher.shared:
+            raise ConfigError(
+                f"node {self._node.name!r}: cal_request_size_method = {weigher.label!r} is called by several "
+                "threads at once; say shared = True in its class if it allows that"
+            )
+        return ByWeight(limits[0], weigher)
+
+
+def _check_ranges(instances: list[Instance]) -> None:
+    least = min(instances, key=lambda instance: instance.min)
+    if least.min > 1:
+        raise ConfigError(
+            f"{least.where} takes at least {least.min} requests at once, so a single one could never run; "
+            "join it with '&' to one that takes single requests"
+        )

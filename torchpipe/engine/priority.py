@@ -1,0 +1,57 @@
+"""Priorities that age: who has waited long enough comes before those that are more important."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import threading
+from collections.abc import Iterable
+
+from ..errors import RequestError, shown
+from ..request import Request
+from .ticket import Ticket
+
+KEY = "priority"
+
+
+def rank(request: Request, arrived: float, ageing: float) -> float:
+    """Where a request belongs in a queue, the smallest first.
+
+    One of priority p is treated as if it had come ``p * ageing`` seconds earlier. So the order between two
+    requests never changes while they wait, and nobody waits for ever.
+    """
+    priority = request.get(KEY, 0)
+    if not isinstance(priority, (int, float)) or priority != priority:
+        raise RequestError(f"{KEY} = {shown(priority)}: must be a number")
+    return arrived - priority * ageing
+
+
+class PriorityQueue:
+    """The tickets that wait at a stage, by priority: with the methods of a deque that stages use."""
+
+    def __init__(self, ageing: float) -> None:
+        self._ageing = ageing
+        self._heap: list[tuple[float, int, Ticket]] = []
+        self._numbers = itertools.count()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._heap)
+
+    def append(self, ticket: Ticket) -> None:
+        """Queue a ticket where it belongs."""
+        place = rank(ticket.request, ticket.arrived, self._ageing)
+        with self._lock:
+            heapq.heappush(self._heap, (place, next(self._numbers), ticket))
+
+    appendleft = append  # what was taken and put back belongs where it was
+
+    def extend(self, tickets: Iterable[Ticket]) -> None:
+        """Queue several."""
+        for ticket in tickets:
+            self.append(ticket)
+
+    def popleft(self) -> Ticket:
+        """Take the one whose turn it is; IndexError if none waits."""
+        with self._lock:
+            return heapq.heappop(self._heap)[2]

@@ -1,0 +1,79 @@
+"""The watchdog: sees instances that run too long, says what they are doing, and has them replaced."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import traceback
+from collections.abc import Mapping
+from time import perf_counter
+from typing import Any
+
+from ..errors import StuckError, note
+from .instance import Instance
+from .instances import Instances
+from .stage import Stage
+
+
+class Watchdog:
+    """One thread that looks at all nodes with ``stuck_after``.
+
+    A stuck instance is taken out: the requests of its batch fail with a StuckError, and a new instance is
+    built in its place. Python cannot stop the thread; if it ever comes back, what it did is dropped.
+    """
+
+    def __init__(self, owned: Mapping[str, Instances]) -> None:
+        self._owned = owned
+        self._reports: list[dict[str, Any]] = []
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._work, name="torchpipe-watchdog", daemon=True)
+        self._thread.start()
+
+    def reports(self) -> list[dict[str, Any]]:
+        """What was found: ``node``, ``seconds``, ``stack`` and ``replaced`` for each stuck instance."""
+        return self._reports.copy()
+
+    def close(self) -> None:
+        """End the thread and wait for it."""
+        self._closed.set()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _stages(self) -> list[tuple[Instances, Stage]]:
+        return [
+            (owned, stage)
+            for owned in list(self._owned.values())
+            for stage in owned.stages
+            if isinstance(stage, Stage) and stage.watched
+        ]
+
+    def _work(self) -> None:
+        while True:
+            limits = [stage.rules.stuck_after for _, stage in self._stages()]
+            if self._closed.wait(min(max(min(limits, default=1.0) / 10, 0.005), 1.0)):  # or ended by close
+                return
+            for owned, stage in self._stages():
+                for instance in stage.instances.copy():
+                    seconds = perf_counter() - instance.since
+                    if instance.owner and instance.running and seconds > stage.rules.stuck_after:
+                        self._take_out(owned, stage, instance, seconds)
+
+    def _take_out(self, owned: Instances, stage: Stage, instance: Instance, seconds: float) -> None:
+        frame = sys._current_frames().get(instance.owner)
+        stack = "".join(traceback.format_stack(frame)) if frame is not None else "(its thread is gone)"
+        error = StuckError(
+            f"{instance.where} has run for {seconds:.1f} s, and stuck_after allows "
+            f"{stage.rules.stuck_after:g} s; it was taken out. Its thread was here:\n{stack}"
+        )
+        if not stage.take_out(instance, error):
+            return
+        report = {"node": stage.name, "seconds": seconds, "stack": stack, "replaced": False}
+        try:
+            stage.put_in(owned.build_again(instance, stage))
+            report["replaced"] = True
+        except Exception as reason:
+            note(reason, f"while replacing {instance.where}")
+            report["error"] = reason
+            if not stage.instances:
+                stage.give_up(error)
+        self._reports.append(report)
