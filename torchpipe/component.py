@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,11 +91,16 @@ class Blueprint:
             Exception: what the backend's ``__init__`` raises, with a note that names node and backend.
         """
         mark = len(owned)
-        built = {name: _build(child, index, owned) for name, child in reversed(self.children.items())}
         values = {name: setting.value for name, setting in self.settings.items()}
         for name, parameter in parameters_of(self.cls).items():
+            if name in values:
+                values[name] = parameter.of_instance(values[name], index)
             if parameter.kind == "config":
                 values[name] = {**self.scope.whole, "_independent_thread_index": index}
+        with located(self.where):
+            around = self.cls.around_parts(**values)
+        with around:
+            built = {name: _build(child, index, owned) for name, child in reversed(self.children.items())}
         try:
             backend = self.cls(**values, **built)
             if self.component.filter:
@@ -107,8 +112,14 @@ class Blueprint:
             raise
         if not backend.label:
             backend.label = str(self.component)
+        backend.parts = tuple(_flat(built.values()))
         owned[mark:] = [backend]  # it closes its children itself
         return backend
+
+
+def _flat(built: Iterable[Backend | list[Backend]]) -> Iterator[Backend]:
+    for child in built:
+        yield from child if isinstance(child, list) else [child]
 
 
 def _build(child: Blueprint | list[Blueprint], index: int, owned: list[Backend]) -> Any:

@@ -22,6 +22,9 @@ WholeConfig = Annotated[dict, "config"]
 Size = Annotated[int, pydantic.Field(ge=1, le=1_048_576)]
 """The width or height of an image in pixels."""
 
+DeviceName = Annotated[str, "per instance"]
+"""A device, or several separated by semicolons that the instances of a node take in turn: ``0;1``."""
+
 Count = Annotated[int, pydantic.Field(ge=1)]
 Number = typing.Union[int, float]
 Numbers = list[float]
@@ -42,6 +45,13 @@ class Parameter:
     @property
     def required(self) -> bool:
         return self.default is _MISSING
+
+    def of_instance(self, value: Any, index: int) -> Any:
+        """The part of a value that belongs to the ``index``-th instance of its node."""
+        if "per instance" not in getattr(self.annotation, "__metadata__", ()) or not isinstance(value, str):
+            return value
+        parts = value.split(";")
+        return parts[index % len(parts)].strip()
 
     @functools.cached_property
     def _adapter(self) -> pydantic.TypeAdapter:

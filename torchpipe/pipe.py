@@ -13,6 +13,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
+from types import ModuleType
 from typing import Any
 
 from .backends.base import UNLIMITED, Backend
@@ -25,7 +26,7 @@ from .engine.walk import Journey, Node, walk
 from .errors import ConfigError, MissingKeyError, PipeClosedError, ReentryError, RequestError, nearest, note
 from .event import Event
 from .explain import Explanation, explain
-from .filters import Filter
+from .filters import BUILT_IN, Filter
 from .graph import check_edges, roots
 from .registry import make_filter
 from .request import Request
@@ -73,6 +74,7 @@ class Pipe:
         total = sum(node.options.instance_num for node in checked.nodes.values())
         self._pool = Pool(total, "torchpipe")
         self._nodes: dict[str, Node] = {}
+        self._streams: ModuleType | None = None
         try:
             for name, node in checked.nodes.items():
                 if checked.unscheduled:
@@ -83,6 +85,7 @@ class Pipe:
                 target, config = self._nodes[following], checked.nodes[following]
                 self._nodes[name].next = target
                 target.filter = _make_filter(config)
+            self._streams = self._connect_streams()
         except BaseException:
             self._release()
             raise
@@ -239,6 +242,21 @@ class Pipe:
             thread.attach(stage)
         return Node(node.name, stage)
 
+    def _connect_streams(self) -> ModuleType | None:
+        """Where a node has a GPU: the other nodes wait for values, and so do filters and callers."""
+        instances = [instance for node in self._nodes.values() for instance in node.stage.instances]
+        if all(instance.stream is None for instance in instances):
+            return None
+        from . import streams  # imports torch
+
+        for instance in instances:
+            if instance.stream is None:
+                instance.forward = streams.on_host(instance.forward)
+        for node in self._nodes.values():
+            if node.filter is not None and node.filter not in BUILT_IN.values():
+                node.filter = streams.settled(node.filter)
+        return streams
+
     def _prepare(self, given: Request) -> tuple[Request, Node | None]:
         """The pipe's own copy of a request, and the node where it starts."""
         given.pop("result", None)
@@ -247,6 +265,8 @@ class Pipe:
                 f"the request has no 'data'; its keys: {', '.join(map(repr, given)) or 'none'}"
             )
         request = dict(given)
+        if self._streams is not None:
+            self._streams.enter(request)
         return request, self._node_for(request)
 
     def _node_for(self, request: Request) -> Node | None:
@@ -274,8 +294,7 @@ class Pipe:
                 self._unscheduled.run([request])
             else:
                 walk(request, node)
-            request.pop("data", None)
-            given.update(request)
+            self._fill_in(given, request)
         finally:
             self._inside.pop()
 
@@ -320,7 +339,7 @@ class Pipe:
             requests = [self._prepare(request)[0] for request in given]
             unscheduled.run(requests)
             for request, computed in zip(given, requests, strict=True):
-                _fill_in(request, computed)
+                self._fill_in(request, computed)
         finally:
             self._inside.pop()
 
@@ -389,7 +408,9 @@ class Pipe:
         try:
             tell = wanted()
             if tell and error is None:
-                _fill_in(given, computed)
+                self._fill_in(given, computed)
+        except BaseException as raised:  # a GPU that failed
+            error = raised
         finally:
             self._inside.pop()
             if tell:
@@ -405,6 +426,12 @@ class Pipe:
         except BaseException as raised:
             error = raised
         done(error)
+
+    def _fill_in(self, given: Request, computed: Request) -> None:
+        computed.pop("data", None)
+        if self._streams is not None:
+            self._streams.settle(computed)
+        given.update(computed)
 
     def _refuse_closed(self) -> None:
         if self._closed:
@@ -434,10 +461,6 @@ def _make_filter(node: NodeConfig) -> Filter:
 
 def _notify(event: Event, index: int, error: BaseException | None) -> None:
     event.notify(error)
-
-
-def _fill_in(given: Request, computed: Request) -> None:
-    given.update({key: value for key, value in computed.items() if key != "data"})
 
 
 def _after_fork() -> None:

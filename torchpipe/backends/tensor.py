@@ -17,7 +17,7 @@ from .opencv import describe, mat
 
 
 def torch_device(name: str) -> torch.device:
-    """The device that a configuration names: cpu, gpu, cuda, cuda:N, or auto for a GPU if there is one.
+    """The device that a configuration names: cpu, gpu, cuda, cuda:N, N, or auto for a GPU if there is one.
 
     Raises:
         ConfigError: no such device here.
@@ -26,6 +26,8 @@ def torch_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "gpu":
         name = "cuda"
+    if name.isdecimal():
+        name = f"cuda:{name}"
     try:
         device = torch.device(name)
     except RuntimeError as error:

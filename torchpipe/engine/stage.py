@@ -80,7 +80,9 @@ class Stage:
         self.threads: dict[Instance, BoundThread] = {}
         self._collecting: threading.Lock | None = None  # the bell of a batch that waits for company
         self._enough = 1  # how many must have come for an arrival to ring it
-        self._pop_free = iter(self.free.pop, None)
+        # Of instances with streams the one that was freed first, which is the likeliest to have caught up.
+        self._take_free = self.free.popleft if instances[0].stream else self.free.pop
+        self._pop_free = iter(self._take_free, None)
 
     # Requests come in
 
@@ -101,7 +103,9 @@ class Stage:
             if instance is None:
                 return self._run_queued(request)
             try:
-                wait = self.timeout > 0 and self.patience.wait(1, perf_counter(), instance.costs) > 0
+                wait = instance.behind() or (
+                    self.timeout > 0 and self.patience.wait(1, perf_counter(), instance.costs) > 0
+                )
                 error = None if wait else instance.execute_one(request)
             finally:
                 self.free.append(instance)
@@ -176,9 +180,11 @@ class Stage:
         until = perf_counter() + FAVOUR
         while self.pending:
             try:
-                instance = self.free.pop()
+                instance = self._take_free()
             except IndexError:
                 return  # whoever has one looks here after freeing it
+            if instance.stream is not None and not self._caught_up(instance, mine):
+                return
             tickets = self._take(instance.costs.best_size(len(self.pending), self.max))
             if not tickets:
                 self.free.append(instance)
@@ -192,6 +198,22 @@ class Stage:
                     self.pool.put(functools.partial(self._drive, instance, tickets))
                 except RuntimeError:  # the system has no thread left: then here
                     self.serve(instance, tickets)
+
+    def _caught_up(self, instance: Instance, mine: bool) -> bool:
+        """Let an instance's stream end its work before the next batch is chosen; False: the pool sees to it."""
+        if instance.behind():
+            if not mine:
+                try:
+                    self.pool.grow()
+                except RuntimeError:
+                    pass  # the system has no thread left: then here
+                else:
+                    self.free.append(instance)
+                    self.pool.put(self.dispatch)
+                    return False
+            self._share()
+        instance.catch_up()
+        return True
 
     def _share(self) -> None:
         """Let another thread see to what still waits while there is a free instance."""

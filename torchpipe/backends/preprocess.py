@@ -1,0 +1,336 @@
+"""Images of any sizes into one tensor in one go: crop, resize, pad, colour order, mean and std, cast, layout."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+
+from ..errors import ConfigError, RequestError, optional
+from ..parameters import DeviceName, Numbers, Size
+from ..registry import built_in
+from ..request import Request
+from .base import UNLIMITED, Backend
+from .cuda import upload
+from .opencv import Color, describe
+from .tensor import torch_device
+
+Fit = Literal["stretch", "pad", "centre_pad", "crop"]
+DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "uint8": torch.uint8}
+BLOCK = 256
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What becomes of every image: the size of the result, how it is filled, and how values change.
+
+    ``factor`` and ``summand`` are applied to pixel values, by channel of the result; ``around`` is the pixel
+    value of what an image does not cover.
+    """
+
+    height: int
+    width: int
+    fit: Fit = "stretch"
+    crop_ratio: float = 1.0
+    align_corners: bool = False
+    antialias: bool = False
+    rounded: bool = False
+    channels_last: bool = False
+    dtype: torch.dtype = torch.float32
+    factor: tuple[float, ...] = (1.0, 1.0, 1.0)
+    summand: tuple[float, ...] = (0.0, 0.0, 0.0)
+    around: tuple[float, ...] = (0.0, 0.0, 0.0)
+    affine: dict[torch.device, torch.Tensor] = field(default_factory=dict, compare=False)
+
+    def places(self, height: int, width: int, box: Box | None = None) -> tuple[int, ...]:
+        """Source box (y, x, h, w) and its place in the result (y, x, h, w) for an image of a size."""
+        left, top, right, bottom = box or (0, 0, width, height)
+        h, w = bottom - top, right - left
+        if self.fit == "stretch":
+            return top, left, h, w, 0, 0, self.height, self.width
+        if self.fit == "crop":
+            scale = self.crop_ratio * min(h / self.height, w / self.width)
+            ch = max(min(round(self.height * scale), h), 1)
+            cw = max(min(round(self.width * scale), w), 1)
+            return top + (h - ch) // 2, left + (w - cw) // 2, ch, cw, 0, 0, self.height, self.width
+        scale = min(self.height / h, self.width / w)
+        dh = max(min(round(h * scale), self.height), 1)
+        dw = max(min(round(w * scale), self.width), 1)
+        centred = self.fit == "centre_pad"
+        y, x = ((self.height - dh) // 2, (self.width - dw) // 2) if centred else (0, 0)
+        return top, left, h, w, y, x, dh, dw
+
+    def on(self, device: torch.device) -> torch.Tensor:
+        """Factor, summand and surrounding value of each channel, on a device."""
+        if device not in self.affine:
+            rows = list(zip(self.factor, self.summand, self.around, strict=True))
+            values = upload(torch.tensor(rows, dtype=torch.float32), device)
+            torch.cuda.current_stream(device).synchronize()  # once: other streams will read it
+            self.affine[device] = values
+        return self.affine[device]
+
+
+def fused_resize(
+    images: Sequence[torch.Tensor],
+    plan: Plan,
+    flips: bool = False,
+    boxes: Sequence[tuple[int, Box]] | None = None,
+) -> torch.Tensor:
+    """Images, each 3xHxW or 1x3xHxW or HxWx3, of one dtype and device, as one tensor n x 3 x height x width.
+
+    On a GPU that is one launch and one small copy for all of them; on the CPU it goes image by image.
+
+    Args:
+        images: uint8, float16 or float32; HxWxC and CxHxW are told apart by where the 3 (or 1) is.
+        plan: what becomes of each.
+        flips: reverse the order of channels.
+        boxes: (image, (x1, y1, x2, y2)) for each row of the result; by default every image as a whole.
+    """
+    views = [planes(image) for image in images]
+    chosen = boxes if boxes is not None else [(i, None) for i in range(len(views))]
+    channels = views[0].shape[0]
+    if any(view.shape[0] != channels or view.dtype != views[0].dtype for view in views):
+        raise RequestError("images of one batch must have the same number of channels and the same dtype")
+    if views[0].is_cuda:
+        return _launch(views, plan, flips, chosen, channels)
+    return torch.cat([_one_on_cpu(views[i], plan, flips, box) for i, box in chosen])
+
+
+def planes(image: torch.Tensor) -> torch.Tensor:
+    """An image as a view of CxHxW."""
+    if isinstance(image, torch.Tensor):
+        if image.ndim == 4 and image.shape[0] == 1:
+            image = image[0]
+        if image.ndim == 3 and image.numel():
+            if image.shape[0] in (1, 3):
+                return image
+            if image.shape[2] in (1, 3):
+                return image.permute(2, 0, 1)
+    raise RequestError(f"an image is a tensor 3xHxW, 1x3xHxW or HxWx3, got {describe(image)}")
+
+
+def _launch(
+    views: list[torch.Tensor], plan: Plan, flips: bool, chosen: Sequence[tuple[int, Box | None]], channels: int
+) -> torch.Tensor:
+    from ..kernels import resize as kernel
+
+    first = views[0]
+    device, count = first.device, len(chosen)
+    table = torch.empty((count, kernel.FIELDS), dtype=torch.int64, pin_memory=True)
+    rows = []
+    for i, box in chosen:
+        view = views[i]
+        rows.append((view.data_ptr(), *view.stride(), *plan.places(*view.shape[1:], box)))
+    table.numpy()[:] = rows
+    layout = torch.channels_last if plan.channels_last else torch.contiguous_format
+    out = torch.empty(
+        (count, channels, plan.height, plan.width), dtype=plan.dtype, device=device, memory_format=layout
+    )
+    grid = (count, -(-plan.height * plan.width // BLOCK))
+    kernel.resize[grid](
+        table.to(device, non_blocking=True),
+        plan.on(device),
+        out,
+        HEIGHT=plan.height,
+        WIDTH=plan.width,
+        CHANNELS=channels,
+        SOURCE=kernel.dtype_of(first),
+        ALIGN=plan.align_corners,
+        SMOOTH=plan.antialias,
+        FLIP=flips,
+        LAST=plan.channels_last,
+        ROUND=plan.rounded or plan.dtype == torch.uint8,
+        BLOCK=BLOCK,
+    )
+    return out
+
+
+def _one_on_cpu(view: torch.Tensor, plan: Plan, flips: bool, box: Box | None) -> torch.Tensor:
+    top, left, h, w, y, x, dh, dw = plan.places(*view.shape[1:], box)
+    part = view[None, :, top : top + h, left : left + w].float()
+    resized = torch.nn.functional.interpolate(
+        part,
+        (dh, dw),
+        mode="bilinear",
+        antialias=plan.antialias,
+        align_corners=plan.align_corners,
+    )
+    if flips:
+        resized = resized.flip(1)
+    channels = len(view)
+    column = [torch.tensor(v[:channels]).view(-1, 1, 1) for v in (plan.around, plan.factor, plan.summand)]
+    whole = column[0].expand(1, channels, plan.height, plan.width).clone()
+    whole[:, :, y : y + dh, x : x + dw] = resized
+    if plan.rounded or plan.dtype == torch.uint8:
+        whole = (whole + 0.5).floor().clamp(0, 255)
+    whole = (whole * column[1] + column[2]).to(plan.dtype)
+    return whole.contiguous(memory_format=torch.channels_last) if plan.channels_last else whole
+
+
+@built_in()
+class PreprocessTensor(Backend):
+    """From images of any sizes to what a network takes, for the whole batch in one launch of a GPU kernel.
+
+    Crop, bilinear resize, padding, colour order, mean and std, cast and memory layout in one pass.
+
+    Reads ``data``: an image, uint8 (or float16, float32), tensor 1x3xHxW, 3xHxW or HxWx3, or numpy HxWx3;
+    ``color``: its channel order, taken as rgb if there is none; ``_box``, if there: one box [x1, y1, x2, y2]
+    in pixels, or a list of k of them. Writes ``result``: tensor 1x3xhxw, or kx3xhxw, on ``device``;
+    ``color``; for ``pad`` and ``centre_pad`` ``inverse_trans``: (x, y) in the result to (x, y) in the image.
+
+    Args:
+        resize_h: height of the result.
+        resize_w: width of the result.
+        color: channel order of the result.
+        mean: one or three numbers on the scale of 0 to 255, subtracted.
+        std: likewise, what is then divided by.
+        dtype: of the result.
+        fit: ``stretch`` to the size; ``pad`` right and below, keeping the ratio; ``centre_pad`` on all sides;
+            ``crop`` the centre, keeping the ratio.
+        crop_ratio: with ``crop``, how much of the largest centred box is taken: 0.875 is 224 of 256.
+        pad_value: the pixel value around the image, one or three numbers.
+        align_corners: the corner pixels' centres stay where they are; else the corners of the image do.
+        antialias: average over all pixels that become one, as Pillow does; else only four are looked at.
+        channels_last: the layout in memory that convolutions on tensor cores like.
+        device: cpu, gpu, cuda, cuda:N, N; auto takes a GPU if there is one; with ``;`` instances take turns.
+        max: the most images that one launch takes.
+
+    Raises:
+        ConfigError: no such device, mean or std of another length.
+        RequestError: ``data`` is no image, or a box is empty or outside.
+
+    Example:
+        >>> config = {"resize_h": 4, "resize_w": 4, "mean": "127", "std": "128", "device": "cpu"}
+        >>> run("PreprocessTensor", {"data": np.zeros((6, 8, 3), np.uint8)}, **config)["result"].shape
+        torch.Size([1, 3, 4, 4])
+    """
+
+    def __init__(
+        self,
+        resize_h: Size,
+        resize_w: Size,
+        color: Color = "rgb",
+        mean: Numbers = (),  # type: ignore[assignment]
+        std: Numbers = (),  # type: ignore[assignment]
+        dtype: Literal["fp32", "fp16", "bf16", "uint8"] = "fp32",
+        fit: Fit = "stretch",
+        crop_ratio: Annotated[float, Field(gt=0, le=1)] = 1.0,
+        pad_value: Numbers = (0.0,),  # type: ignore[assignment]
+        align_corners: bool = False,
+        antialias: bool = True,
+        channels_last: bool = False,
+        device: DeviceName = "auto",
+        max: Annotated[int, Field(ge=1, le=UNLIMITED)] = UNLIMITED,
+    ) -> None:
+        if align_corners and antialias:
+            raise ConfigError("align_corners and antialias do not go together: set one of them to False")
+        self.max = max
+        self.color = color
+        self.device = torch_device(device)
+        shift, spread = _three("mean", mean, 0.0), _three("std", std, 1.0)
+        if any(value <= 0 for value in spread):
+            raise ConfigError(f"std = {list(spread)}: must be above 0")
+        self.plan = Plan(
+            resize_h,
+            resize_w,
+            fit,
+            crop_ratio,
+            align_corners,
+            antialias,
+            channels_last=channels_last,
+            dtype=DTYPES[dtype],
+            factor=tuple(1 / s for s in spread),
+            summand=tuple(-m / s for m, s in zip(shift, spread, strict=True)),
+            around=_three("pad_value", pad_value, 0.0),
+        )
+        if self.device.type == "cuda":
+            optional("triton", "gpu")
+            warm = torch.zeros((3, 2, 2), dtype=torch.uint8, device=self.device)
+            for flips in (False, True):  # compiles what bytes need
+                fused_resize([warm], self.plan, flips)
+
+    def forward(self, batch: list[Request]) -> None:
+        images = on_device([request["data"] for request in batch], self.device)
+        groups: dict[tuple, list[int]] = {}
+        for i, (request, image) in enumerate(zip(batch, images, strict=True)):
+            key = (image.dtype, image.ndim, request.get("color", "rgb") != self.color)
+            groups.setdefault(key, []).append(i)
+        for (_, _, flips), members in groups.items():
+            self._run([batch[i] for i in members], [images[i] for i in members], flips)
+
+    def _run(self, batch: list[Request], images: list[torch.Tensor], flips: bool) -> None:
+        boxes: list[tuple[int, Box]] | None = None
+        counts = [1] * len(batch)
+        if any("_box" in request for request in batch):
+            boxes = []
+            for i, (request, image) in enumerate(zip(batch, images, strict=True)):
+                own = _boxes(request, planes(image))
+                boxes += [(i, box) for box in own]
+                counts[i] = len(own)
+        rows = fused_resize(images, self.plan, flips, boxes)
+        for request, image, result in zip(batch, images, rows.split(counts), strict=True):
+            request["result"] = result
+            request["color"] = self.color
+            if self.plan.fit in ("pad", "centre_pad") and "_box" not in request:
+                request["inverse_trans"] = Inverse(self.plan.places(*planes(image).shape[1:]))
+
+
+class Inverse:
+    """From a point (x, y) of the result back to the image."""
+
+    def __init__(self, places: tuple[int, ...]) -> None:
+        _, _, h, w, self._y, self._x, dh, dw = places
+        self._scale_y, self._scale_x = h / dh, w / dw
+
+    def __call__(self, x: float, y: float) -> tuple[float, float]:
+        return (x - self._x) * self._scale_x, (y - self._y) * self._scale_y
+
+
+def on_device(images: list[Any], device: torch.device) -> list[torch.Tensor]:
+    """Numpy images and tensors as tensors on a device; what comes from the CPU in one copy, where it can."""
+    tensors = [torch.from_numpy(image) if isinstance(image, np.ndarray) else image for image in images]
+    for tensor in tensors:
+        planes(tensor)  # raises for what is no image
+    far = [i for i, tensor in enumerate(tensors) if tensor.device != device]
+    if len(far) < 2 or device.type == "cpu" or any(tensors[i].device.type != "cpu" for i in far):
+        return [upload(tensor, device) for tensor in tensors]
+    if len({tensors[i].dtype for i in far}) > 1:
+        return [upload(tensor, device) for tensor in tensors]
+    sizes = [-(-tensors[i].numel() // 16) * 16 for i in far]
+    staged = torch.empty(sum(sizes), dtype=tensors[far[0]].dtype, pin_memory=True)
+    parts = staged.split(sizes)
+    for i, part in zip(far, parts, strict=True):
+        part[: tensors[i].numel()].view(tensors[i].shape).copy_(tensors[i])
+    for i, part in zip(far, staged.to(device, non_blocking=True).split(sizes), strict=True):
+        tensors[i] = part[: tensors[i].numel()].view(tensors[i].shape)
+    return tensors
+
+
+def _boxes(request: Request, image: torch.Tensor) -> list[Box]:
+    height, width = image.shape[1:]
+    given = request.get("_box", [0, 0, width, height])
+    rows = np.asarray(given)
+    if rows.ndim == 1:
+        rows = rows[None]
+    if rows.ndim != 2 or rows.shape[1] < 4:
+        raise RequestError(f"_box = {given!r}: write [x1, y1, x2, y2], or a list of these")
+    boxes: list[Box] = []
+    for x1, y1, x2, y2 in rows[:, :4].astype(int).tolist():
+        if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
+            raise RequestError(f"_box [{x1}, {y1}, {x2}, {y2}] is empty or outside the image, {width}x{height}")
+        boxes.append((x1, y1, x2, y2))
+    return boxes
+
+
+def _three(name: str, values: Sequence[float], default: float) -> tuple[float, float, float]:
+    values = [float(value) for value in values] or [default]
+    if len(values) not in (1, 3):
+        raise ConfigError(f"{name} = {values}: give one number, or one for each of 3 channels")
+    if not np.isfinite(values).all():
+        raise ConfigError(f"{name} = {values}: must be finite")
+    return tuple(values * (3 // len(values)))  # type: ignore[return-value]
