@@ -4,10 +4,10 @@ A request carries, under :data:`KEY`, marks: points in the work of streams that 
 instance's stream waits for the marks of what it takes, on the GPU, and leaves its own instead; the host waits
 once, in :func:`settle`, where values leave the GPU or the pipe. Backends never see the key.
 
-A block of memory goes back to the stream it was allocated on as soon as nobody refers to it, whoever else may
-still be reading. So a stream refers to what it took from others until its own work on it is done. That is
-cheaper than ``record_stream``, which makes an event for every block, and it cannot grow: an instance waits for
-its stream before it takes the next batch. Only what leaves the pipe is recorded on its reader's stream.
+A block of memory goes back to the stream it was allocated on as soon as nobody refers to it, whoever else
+may still be reading. So a stream refers to what it took from others until its own work on it is done. That is
+cheaper than ``record_stream``, which makes an event for every block, and it cannot grow: an instance waits
+for its stream before it takes the next batch. Only what leaves the pipe is recorded on its reader's stream.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
 from typing import Any, Literal, Optional
 
 import torch
@@ -109,30 +108,6 @@ def _gpu(device_id: str) -> torch.device:
     if device.type != "cuda":
         raise ConfigError(f"device_id = {device_id!r}: Torch takes the number of a GPU")
     return device
-
-
-def adjacent(rows: Sequence[torch.Tensor]) -> torch.Tensor | None:
-    """Tensors of k rows each that lie one after the other in memory as one tensor, without a copy."""
-    first, last = rows[0], rows[-1]
-    if len(rows) == 1:
-        return first
-    if not first.ndim or first.untyped_storage().data_ptr() != last.untyped_storage().data_ptr():
-        return None
-    shape, strides = first.shape[1:], first.stride()
-    row = strides[0] * first.element_size()
-    place, count = first.data_ptr(), 0
-    for tensor in rows:
-        if tensor.data_ptr() != place or tensor.shape[1:] != shape or tensor.stride() != strides:
-            return None
-        place += len(tensor) * row
-        count += len(tensor)
-    return first.as_strided((count, *shape), strides)
-
-
-def join(rows: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The rows of several tensors in one."""
-    together = adjacent(rows)
-    return torch.cat(list(rows)) if together is None else together
 
 
 def download(tensor: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Images of any sizes into one tensor in one go: crop, resize, pad, colour order, mean and std, cast, layout."""
+"""Images of any sizes into one tensor in one go: crop, resize, pad, colour, mean and std, cast, layout."""
 
 from __future__ import annotations
 
@@ -115,7 +115,11 @@ def planes(image: torch.Tensor) -> torch.Tensor:
 
 
 def _launch(
-    views: list[torch.Tensor], plan: Plan, flips: bool, chosen: Sequence[tuple[int, Box | None]], channels: int
+    views: list[torch.Tensor],
+    plan: Plan,
+    flips: bool,
+    chosen: Sequence[tuple[int, Box | None]],
+    channels: int,
 ) -> torch.Tensor:
     from ..kernels import resize as kernel
 
@@ -322,7 +326,9 @@ def _boxes(request: Request, image: torch.Tensor) -> list[Box]:
     boxes: list[Box] = []
     for x1, y1, x2, y2 in rows[:, :4].astype(int).tolist():
         if not (0 <= x1 < x2 <= width and 0 <= y1 < y2 <= height):
-            raise RequestError(f"_box [{x1}, {y1}, {x2}, {y2}] is empty or outside the image, {width}x{height}")
+            raise RequestError(
+                f"_box [{x1}, {y1}, {x2}, {y2}] is empty or outside the image, {width}x{height}"
+            )
         boxes.append((x1, y1, x2, y2))
     return boxes
 

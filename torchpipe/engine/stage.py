@@ -200,7 +200,7 @@ class Stage:
                     self.serve(instance, tickets)
 
     def _caught_up(self, instance: Instance, mine: bool) -> bool:
-        """Let an instance's stream end its work before the next batch is chosen; False: the pool sees to it."""
+        """Let an instance's stream end its work before a batch is chosen; False: the pool sees to it."""
         if instance.behind():
             if not mine:
                 try:

@@ -1,3 +1,4 @@
+# ruff: noqa: N803, SIM108
 """One launch that resizes a batch of images of any sizes: crop, colour order, mean and std, cast, layout."""
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def resize(
     BLOCK: tl.constexpr,
 ):
     image = tl.program_id(0)
-    pixel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    pixel = tl.program_id(1) * BLOCK + tl.arange(BLOCK)
     entry = table + image * 12
     place = tl.load(entry).to(tl.pointer_type(SOURCE))
     sc = tl.load(entry + 1)
@@ -70,16 +71,16 @@ def resize(
         taps_x = (2 * scale_x).to(tl.int32) + 2
         sum_y = tl.zeros([BLOCK], tl.float32)
         sum_x = tl.zeros([BLOCK], tl.float32)
-        for i in range(0, taps_x):
+        for i in range(taps_x):
             sum_x += _weight(first_x + i, centre_x, scale_x, box_w)
         red = tl.zeros([BLOCK], tl.float32)
         green = tl.zeros([BLOCK], tl.float32)
         blue = tl.zeros([BLOCK], tl.float32)
-        for j in range(0, taps_y):
+        for j in range(taps_y):
             row = first_y + j
             weight_y = _weight(row, centre_y, scale_y, box_h)
             sum_y += weight_y
-            for i in range(0, taps_x):
+            for i in range(taps_x):
                 column = first_x + i
                 weight = weight_y * _weight(column, centre_x, scale_x, box_w)
                 here = ok & (weight > 0)
