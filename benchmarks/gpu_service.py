@@ -54,29 +54,21 @@ def network() -> Any:
     return torchvision.models.resnet50().eval()
 
 
-def model_node(case: Case) -> dict[str, Any]:
-    node: dict[str, Any] = {
-        "backend": "CudaGraphTensor",
-        "model": network(),
-        "shape": f"3x{SIDE}x{SIDE}",
-        "max": MOST,
-        "precision": "fp16",
-        "postprocessor": "SoftmaxArgMax",
-        "optimise": case.get("optimise", "fuse"),
-    }
+def engine(case: Case) -> tuple[str, dict[str, Any]]:
+    """The backend that runs the network, and its parameters, addressed to it."""
     if "engine" in case:
-        node = {
-            "backend": "TensorrtTensor",
-            "model": case["engine"],
-            "max": MOST,
-            "postprocessor": "SoftmaxArgMax",
-        }
-    node["instance_num"] = case.get("models", 2)
-    return node
+        name, settings = "TensorrtTensor", {"model": case["engine"]}
+    else:
+        name, settings = (
+            "CudaGraphTensor",
+            {"model": network(), "shape": f"3x{SIDE}x{SIDE}", "precision": "fp16"},
+        )
+    settings |= {"max": MOST, "postprocessor": "SoftmaxArgMax"}
+    return name, {f"{name}::{key}": value for key, value in settings.items()}
 
 
 def preprocessing(**more: Any) -> dict[str, Any]:
-    return {
+    settings = {
         "resize_h": SIDE,
         "resize_w": SIDE,
         "mean": list(MEAN),
@@ -85,39 +77,43 @@ def preprocessing(**more: Any) -> dict[str, Any]:
         "channels_last": True,
         **more,
     }
+    return {f"PreprocessTensor::{key}": value for key, value in settings.items()}
 
 
 def ours(case: Case) -> Any:
-    """The pipe."""
+    """The pipe: all in one node, or decoding in a node of its own."""
     import torchpipe
 
+    name, model = engine(case)
     decode = case.get("decode", "gpu")
+    instances, timeout = case.get("instances", 3), case.get("timeout", 2)
+    common = {"instance_num": instances, "batching_timeout": timeout}
+    nodes: dict[str, dict[str, Any]]
     if decode == "mat":
         nodes = {
-            "decode": {"backend": "S[DecodeMat,ResizeMat]", "resize_h": SIDE, "resize_w": SIDE},
-            "model": {**model_node(case), **preprocessing()},
-        }
-        nodes["model"]["backend"] = f"S[PreprocessTensor,{nodes['model']['backend']}]"
-        nodes["model"][f"{model_node(case)['backend']}::max"] = nodes["model"].pop("max")
-        nodes["model"][f"{model_node(case)['backend']}::mean"] = []
-        nodes["model"][f"{model_node(case)['backend']}::std"] = []
-        nodes["decode"]["instance_num"] = case.get("decoders", 16)
-    else:
-        nodes = {
             "decode": {
-                "backend": "S[DecodeTensor,PreprocessTensor]",
-                "DecodeTensor::max": case.get("decode_max", 32),
-                "decode": decode,
-                "threads": case.get("threads", 6),
-                **preprocessing(),
-                "instance_num": case.get("decoders", 2),
+                "backend": "S[DecodeMat,ResizeMat]",
+                "resize_h": SIDE,
+                "resize_w": SIDE,
+                "instance_num": case.get("decoders", 16),
+                "next": "model",
             },
-            "model": model_node(case),
+            "model": {"backend": f"S[PreprocessTensor,{name}]", **model, **preprocessing(), **common},
+        }
+    elif case.get("nodes", 1) == 2:
+        nodes = {
+            "decode": {"backend": "PreprocessTensor", **preprocessing(max=32), **common, "next": "model"},
+            "model": {"backend": name, **model, **common},
+        }
+    else:
+        more = {"decode": decode, "threads": case.get("threads", 4)}
+        nodes = {
+            "all": {"backend": f"S[PreprocessTensor,{name}]", **model, **preprocessing(**more), **common}
         }
     if case.get("gpus", 1) > 1:
         for node in nodes.values():
-            node["device"] = ";".join(map(str, range(case["gpus"])))
-    nodes["decode"]["next"] = "model"
+            if "Mat" not in node["backend"]:
+                node["device"] = ";".join(map(str, range(case["gpus"])))
     return torchpipe.pipe(nodes)
 
 
@@ -181,11 +177,15 @@ def rival(case: Case) -> Call:
         node = {key: value for key, value in node.items() if key not in ("instance_num", "next")}
         return resolve(parse(node.pop("backend")), Scope("node", node, {})).build(0, [])
 
-    decoding = {"backend": "S[DecodeTensor,PreprocessTensor]", "DecodeTensor::max": 32, **preprocessing()}
+    name, model = engine(case)
+    nodes = {
+        "Decode": {"backend": "PreprocessTensor", **preprocessing()},
+        "Model": {"backend": name, **model},
+    }
 
     class Decode:
         def init(self, parameters: Any, options: Any = None) -> None:
-            self.backend, self.stream = build(decoding), torch.cuda.Stream()
+            self.backend, self.stream = build(nodes["Decode"]), torch.cuda.Stream()
 
         def forward(self, requests: Any) -> None:
             batch = [{"data": bytes(request["data"])} for request in requests]
@@ -202,7 +202,7 @@ def rival(case: Case) -> Call:
 
     class Model:
         def init(self, parameters: Any, options: Any = None) -> None:
-            self.backend, self.stream = build(model_node({})), torch.cuda.Stream()
+            self.backend, self.stream = build(nodes["Model"]), torch.cuda.Stream()
 
         def forward(self, requests: Any) -> None:
             batch = [{"data": kept.pop(int(request["data"]))} for request in requests]
@@ -215,13 +215,35 @@ def rival(case: Case) -> Call:
         def max(self) -> int:
             return MOST
 
+    class Both:
+        """Decoding and model in one node, as ours."""
+
+        def init(self, parameters: Any, options: Any = None) -> None:
+            both = {"backend": f"S[PreprocessTensor,{name}]", **preprocessing(), **model}
+            self.backend, self.stream = build(both), torch.cuda.Stream()
+
+        def forward(self, requests: Any) -> None:
+            batch = [{"data": bytes(request["data"])} for request in requests]
+            with torch.cuda.stream(self.stream):
+                self.backend.forward(batch)
+            for request, computed in zip(requests, batch, strict=True):
+                for key in ("class", "score", "result"):
+                    request[key] = computed[key]
+
+        def max(self) -> int:
+            return MOST
+
+    if case.get("nodes", 1) == 1:
+        omniback.register("Both", Both)
+        config = {"all": {"backend": "Both", "instance_num": 3, "batching_timeout": 1}}
+        return caller(omniback.pipe(config))
     omniback.register("Decode", Decode)
     omniback.register("Model", Model)
     return caller(
         omniback.pipe(
             {
-                "decode": {"backend": "Decode", "instance_num": 2, "batching_timeout": 1, "next": "model"},
-                "model": {"backend": "Model", "instance_num": 2, "batching_timeout": 1},
+                "decode": {"backend": "Decode", "instance_num": 3, "batching_timeout": 1, "next": "model"},
+                "model": {"backend": "Model", "instance_num": 3, "batching_timeout": 1},
             }
         )
     )
@@ -254,19 +276,22 @@ def scheduling(case: Case) -> Call:
     return caller(torchpipe.pipe(nodes))
 
 
+def _unaddressed(settings: dict[str, Any]) -> dict[str, Any]:
+    return {key.partition("::")[2]: value for key, value in settings.items()}
+
+
 def limits(case: Case) -> dict[str, float]:
     """Images a second of the decoder, the kernel and the model alone, and of the copy of files to the GPU."""
     import torch
 
-    from torchpipe.backends.decode import DecodeTensor
+    from torchpipe.backends.decode import Decoder, DecodeTensor
     from torchpipe.backends.engines.cudagraph import CudaGraphTensor
     from torchpipe.backends.preprocess import PreprocessTensor
 
     files = photographs()
-    decoder = DecodeTensor(max=MOST)
-    prepare = PreprocessTensor(**preprocessing())
-    options = {key: value for key, value in model_node({}).items() if key not in ("backend", "instance_num")}
-    model = CudaGraphTensor(**options)
+    decoder, tensors = Decoder(torch.device("cuda", 0), "gpu", 1), DecodeTensor()
+    prepare = PreprocessTensor(**_unaddressed(preprocessing()))
+    model = CudaGraphTensor(**_unaddressed(engine({})[1]))
     found: dict[str, float] = {}
 
     def rate(name: str, size: int, step: Callable[[int], object], seconds: float = 0.5) -> None:
@@ -284,15 +309,14 @@ def limits(case: Case) -> dict[str, float]:
         return [{"data": files[(i * size + k) % FILES]} for k in range(size)]
 
     def decode(i: int, size: int) -> None:
-        requests = batch(i, size)
-        decoder.forward(requests)
+        decoder.decode([request["data"] for request in batch(i, size)])
         torch.cuda.current_stream().synchronize()
 
     with torch.cuda.stream(torch.cuda.Stream()):
         for size in (1, 8, 16, 32, 64):
             rate("decoder alone", size, lambda i, size=size: decode(i, size))
             images = batch(0, size)
-            decoder.forward(images)
+            tensors.forward(images)
             images = [{"data": request["result"]} for request in images]
             rate("preprocessing alone", size, lambda i, images=images: prepare.forward(images))
             tensor = torch.randn(size, 3, SIDE, SIDE, device="cuda", dtype=torch.float16)
@@ -350,10 +374,12 @@ def measure(name: str, case: Case, points: list[int], seconds: float) -> list[di
 
 TABLE: list[tuple[str, str, Case, list[int]]] = [
     ("ours", "ours", {}, [1, 10, 64, 256]),
-    ("ours, decode = auto", "ours", {"decode": "auto"}, [1, 64, 256]),
-    ("ours, decoding on 16 cores", "ours", {"decode": "mat"}, [1, 10, 64, 256]),
-    ("ours, lists of 256, 1 and 2 threads", "ours, lists of 256", {}, [1, 2]),
-    ("omniback, the same backends", "omniback", {}, [1, 10, 64]),
+    ("ours, decoding in a node of its own", "ours", {"nodes": 2}, [1, 10, 64, 256]),
+    ("ours, decode = auto", "ours", {"decode": "auto"}, [1, 10, 64, 256]),
+    ("ours, decoding by DecodeMat", "ours", {"decode": "mat"}, [1, 10, 64, 256]),
+    ("ours, lists of 256", "ours, lists of 256", {}, [1, 2]),
+    ("omniback, the same backends, one node", "omniback", {}, [1, 10, 64]),
+    ("omniback, the same backends, two nodes", "omniback", {"nodes": 2}, [1, 10, 64]),
     ("a lock around eager PyTorch", "lock around eager", {}, [1, 10, 64]),
     ("scheduling alone, no work", "scheduling alone", {}, [1, 10, 64, 256]),
 ]

@@ -136,7 +136,7 @@ def test_a_ragged_batch_is_resized_as_one_by_one_on_the_cpu(fit, way, dtype):
             got = fused_resize([image.cuda() for image in images], plan, flips).cpu()
             want = fused_resize(images, plan, flips)
             assert got.is_contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
-            close = {torch.float32: 2e-3, torch.float16: 0.3, torch.uint8: 1}[dtype]
+            close = {torch.float32: 2e-2, torch.float16: 0.3, torch.uint8: 1}[dtype]
             torch.testing.assert_close(got.float(), want.float(), rtol=0, atol=close)
 
 
@@ -218,7 +218,7 @@ def test_mean_and_std_and_postprocessors_are_part_of_the_graph():
     net = Classifier().eval()
     image = torch.randint(0, 256, (1, 3, 16, 16), dtype=torch.uint8)
     scores = net((image.float() - 120) / 60).softmax(-1)[0]
-    config = {"backend": "CudaGraphTensor", "model": net, "shape": "3x16x16", "mean": 120, "std": 60}
+    config = {"backend": "CudaGraphTensor", "model": net, "shape": "3x16x16", "mean": [120], "std": [60]}
     (request,) = call({**config, "postprocessor": "SoftmaxArgMax"}, [{"data": image}])
     assert request["class"] == request["result"] == int(scores.argmax())
     assert request["score"] == pytest.approx(float(scores.max()), abs=1e-4)
@@ -231,9 +231,8 @@ def test_mean_and_std_and_postprocessors_are_part_of_the_graph():
 def test_a_tensor_of_another_shape_is_refused_and_harms_no_other():
     config = {"backend": "CudaGraphTensor", "model": Classifier(), "shape": "3x16x16", "max": 8}
     requests = [{"data": torch.rand(1, 3, 16, 15 if i == 3 else 16)} for i in range(8)]
-    with torchpipe.pipe(config) as pipe:
-        with pytest.raises(torchpipe.RequestError, match="k x 3x16x16"):
-            pipe(requests)
+    with torchpipe.pipe(config) as pipe, pytest.raises(torchpipe.RequestError, match="k x 3x16x16"):
+        pipe(requests)
     assert ["result" in request for request in requests] == [i != 3 for i in range(8)]
 
 
@@ -252,8 +251,8 @@ WAY = {
         "backend": "S[DecodeTensor,PreprocessTensor]",
         "resize_h": 224,
         "resize_w": 224,
-        "mean": 127,
-        "std": 128,
+        "mean": [127],
+        "std": [128],
         "dtype": "fp16",
         "channels_last": True,
         "next": "model",

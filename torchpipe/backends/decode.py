@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NamedTuple
 
 import cv2
 import numpy as np
@@ -15,7 +15,7 @@ from ..errors import RequestError
 from ..parameters import Count, DeviceName
 from ..registry import built_in
 from ..request import Request
-from .base import Backend
+from .base import UNLIMITED, Backend
 from .cuda import upload
 from .jpeg import Header, header
 from .nvjpeg import NvJpeg, NvJpegError
@@ -25,6 +25,11 @@ from .tensor import torch_device
 LARGEST = 5000 * 5000
 """Pixels of the largest image that is decoded."""
 
+FLIPPED = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}
+"""Axes of CxHxW that EXIF's orientations flip; those from 5 on exchange rows and columns before."""
+
+Decode = Literal["auto", "gpu", "cpu"]
+Threads = Annotated[int, Field(ge=1, le=256)]
 FEW = 8
 """With ``decode = "auto"`` a batch of more files than this is shared with the CPU."""
 
@@ -66,88 +71,135 @@ class DecodeTensor(Backend):
         color: Color = "rgb",
         data_format: Literal["nchw", "hwc"] = "nchw",
         device: DeviceName = "auto",
-        decode: Literal["auto", "gpu", "cpu"] = "gpu",
-        threads: Annotated[int, Field(ge=1, le=256)] = 4,
-        max: Count = 64,
+        decode: Decode = "gpu",
+        threads: Threads = 4,
+        max: Count = UNLIMITED,
     ) -> None:
         self.color, self.data_format, self.max = color, data_format, max
         self.device = torch_device(device)
-        gpu = self.device.type == "cuda" and decode != "cpu"
-        self.decoder = NvJpeg(self.device) if gpu else None
-        self.shared = threads if decode == "auto" else 0
-        self.helpers = ThreadPoolExecutor(threads, "torchpipe-decode") if self.device.type == "cuda" else None
+        self.decoder = Decoder(self.device, decode, threads)
 
     def forward(self, batch: list[Request]) -> None:
-        files = [_file(request["data"]) for request in batch]
-        headers = [header(data) for data in files]
-        chosen = [
-            i
-            for i, head in enumerate(headers)
-            if head is not None and _for_gpu(head) and self.decoder is not None
-        ]
-        if self.shared and len(chosen) > FEW:
-            chosen = chosen[min(self.shared, len(chosen) // 4) :]
-        on_gpu = set(chosen)
-        others = [i for i in range(len(batch)) if i not in on_gpu]
-        waiting = [self._on_cpu(files[i]) for i in others]
-        images: list[torch.Tensor | None] = [None] * len(batch)
-        decoded = self._on_gpu([files[i] for i in chosen], [headers[i] for i in chosen])  # type: ignore[misc]
-        for i, image in zip(chosen, decoded, strict=True):
-            head = headers[i]
-            if image is not None and head is not None and head.orientation != 1:
-                image = upright(image, head.orientation)
-            images[i] = image
-        retry = [i for i in chosen if images[i] is None]
-        waiting += [self._on_cpu(files[i]) for i in retry]
-        for i, wait in zip(others + retry, waiting, strict=True):
-            array = wait()
-            if array is not None:
-                images[i] = upload(torch.from_numpy(array), self.device).permute(2, 0, 1)
-        for request, image in zip(batch, images, strict=True):
-            if image is not None:
-                self._write(request, image)
+        pictures = self.decoder.decode([file_of(request["data"], "DecodeTensor") for request in batch])
+        for request, picture in zip(batch, pictures, strict=True):
+            if picture is not None:
+                image = picture.tensor()
+                if self.color == "bgr":
+                    image = image.flip(1)
+                request["result"] = image if self.data_format == "nchw" else image[0].permute(1, 2, 0)
+                request["color"] = self.color
+                request["data_format"] = self.data_format
 
-    def _on_gpu(self, files: list[bytes], headers: Sequence[Header]) -> list[torch.Tensor | None]:
+    def close(self) -> None:
+        self.decoder.close()
+
+
+class Picture(NamedTuple):
+    """An image in RGB within a tensor of bytes: where it starts there, its strides and its size."""
+
+    memory: torch.Tensor
+    start: int
+    channel: int
+    row: int
+    column: int
+    height: int
+    width: int
+    orientation: int = 1
+
+    def tensor(self) -> torch.Tensor:
+        """As 1x3xHxW, upright."""
+        shape, strides = (1, 3, self.height, self.width), (self.memory.numel(), *self[2:5])
+        image = self.memory.as_strided(shape, strides, self.start)
+        return image if self.orientation == 1 else upright(image[0], self.orientation)[None]
+
+    def upright(self) -> tuple[int, int, int, int, int, int]:
+        """Start, strides (channel, row, column) and size, with which it is read upright."""
+        _, start, channel, row, column, height, width, orientation = self
+        if orientation != 1:
+            if orientation >= 5:
+                row, column, height, width = column, row, width, height
+            flipped = FLIPPED.get(orientation, ())
+            if 1 in flipped:
+                start, row = start + (height - 1) * row, -row
+            if 2 in flipped:
+                start, column = start + (width - 1) * column, -column
+        return start, channel, row, column, height, width
+
+
+class Decoder:
+    """Files to pictures on one device: nvJPEG for what it reads, OpenCV in a few threads for the rest."""
+
+    def __init__(self, device: torch.device, decode: Decode, threads: int) -> None:
+        self.device = device
+        gpu = device.type == "cuda" and decode != "cpu"
+        self.nvjpeg = NvJpeg(device) if gpu else None
+        self.shared = threads if decode == "auto" else 0
+        self.helpers = ThreadPoolExecutor(threads, "torchpipe-decode") if device.type == "cuda" else None
+
+    def decode(self, files: list[bytes]) -> list[Picture | None]:
+        """One for each file, or None for what is no image."""
+        headers = [header(data) for data in files]
+        chosen = []
+        if self.nvjpeg is not None:
+            chosen = [i for i, head in enumerate(headers) if head is not None and _for_gpu(head)]
+            if self.shared and len(chosen) > FEW:
+                chosen = chosen[min(self.shared, len(chosen) // 4) :]
+        others = sorted({*range(len(files))}.difference(chosen)) if len(chosen) < len(files) else []
+        waiting = [self._start_opencv(files[i]) for i in others]
+        pictures: list[Picture | None] = [None] * len(files)
+        if chosen:
+            found = self._on_gpu([files[i] for i in chosen], [headers[i] for i in chosen])  # type: ignore[misc]
+            for i, picture in zip(chosen, found, strict=True):
+                pictures[i] = picture
+            retry = [i for i in chosen if pictures[i] is None]
+            waiting += [self._start_opencv(files[i]) for i in retry]
+            others += retry
+        for i, wait in zip(others, waiting, strict=True):
+            image = wait()
+            if image is not None:
+                memory = upload(torch.from_numpy(image).view(-1), self.device)
+                height, width = image.shape[:2]
+                pictures[i] = Picture(memory, 0, 1, 3 * width, 3, height, width)
+        return pictures
+
+    def _on_gpu(self, files: list[bytes], headers: Sequence[Header]) -> list[Picture | None]:
         """The images; None for each that the decoder refuses, found by halving the batch."""
-        if not files or self.decoder is None:
-            return []
+        assert self.nvjpeg is not None
         try:
-            return list(self.decoder.decode(files, headers))
+            memory, starts = self.nvjpeg.decode(files, headers)
         except NvJpegError:
             half = len(files) // 2
             if not half:
                 return [None]
             return self._on_gpu(files[:half], headers[:half]) + self._on_gpu(files[half:], headers[half:])
+        return [
+            Picture(memory, start, head[0] * head[1], head[1], 1, head[0], head[1], head[4])
+            for start, head in zip(starts, headers, strict=True)
+        ]
 
-    def _on_cpu(self, data: bytes):
+    def _start_opencv(self, data: bytes) -> Callable[[], np.ndarray | None]:
         """A function that waits for the image, HxWx3 in RGB, or None."""
         if self.helpers is None:
             return lambda: _opencv(data)
         return self.helpers.submit(_opencv, data).result
 
-    def _write(self, request: Request, image: torch.Tensor) -> None:
-        if self.color == "bgr":
-            image = image.flip(0)
-        request["result"] = image[None] if self.data_format == "nchw" else image.permute(1, 2, 0)
-        request["color"] = self.color
-        request["data_format"] = self.data_format
-
     def close(self) -> None:
         if self.helpers is not None:
             self.helpers.shutdown()
-        if self.decoder is not None:
-            self.decoder.close()
+        if self.nvjpeg is not None:
+            self.nvjpeg.close()
 
 
 def upright(image: torch.Tensor, orientation: int) -> torch.Tensor:
     """A CxHxW image as EXIF's orientation (1 to 8) wants it to be shown."""
     if orientation >= 5:
         image = image.transpose(1, 2)
-    flipped = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}.get(orientation)
+    flipped = FLIPPED.get(orientation)
     return image.flip(flipped) if flipped else image
 
 
-def _file(data: object) -> bytes:
+def file_of(data: object, name: str) -> bytes:
+    """The bytes of a file, whatever holds them, or a RequestError that says what was found."""
     if isinstance(data, bytes):
         found = data
     elif isinstance(data, (bytearray, memoryview)) or (
@@ -157,9 +209,9 @@ def _file(data: object) -> bytes:
     elif isinstance(data, str):
         found = data.encode(errors="surrogatepass")
     else:
-        raise RequestError(f"DecodeTensor takes the bytes of an image file, got {describe(data)}")
+        raise RequestError(f"{name} takes the bytes of an image file, got {describe(data)}")
     if not found:
-        raise RequestError("DecodeTensor takes the bytes of an image file, got none at all")
+        raise RequestError(f"{name} takes the bytes of an image file, got none at all")
     return found
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 START_OF_FRAME = frozenset((0xC0, 0xC1, 0xC2))
 """Baseline, extended sequential, progressive: what decoders know; the other kinds are hardly ever seen."""
@@ -11,8 +11,7 @@ REFUSED = frozenset((0xC3, 0xC5, 0xC6, 0xC7, 0xC9, 0xCA, 0xCB, 0xCD, 0xCE, 0xCF,
 """Frames of other kinds, and what may not come before a frame."""
 
 
-@dataclass(frozen=True)
-class Header:
+class Header(NamedTuple):
     """Size, number of components, kind of coding, and the orientation that EXIF notes (1: upright)."""
 
     height: int

@@ -44,6 +44,8 @@ class NvJpeg:
                 status = self._create(HYBRID)
             _check(status, "nvjpegCreateEx")
             _check(self._library.nvjpegJpegStateCreate(self._handle, ctypes.byref(self._state)), "state")
+        # A call of microseconds, for which the interpreter lock is not worth giving away.
+        self._resize = ctypes.PyDLL(self._library._name).nvjpegDecodeBatchedInitialize
         self._size = 0
         self._files: Sequence[bytes] = ()
         self._done = torch.cuda.Event(blocking=True)
@@ -51,8 +53,11 @@ class NvJpeg:
     def _create(self, kind: int) -> int:
         return self._library.nvjpegCreateEx(kind, None, None, 0, ctypes.byref(self._handle))
 
-    def decode(self, files: Sequence[bytes], headers: Sequence[Header]) -> list[torch.Tensor]:
-        """RGB images of 3xHxW, ready when the current stream has come so far; the host does not wait.
+    def decode(self, files: Sequence[bytes], headers: Sequence[Header]) -> tuple[torch.Tensor, list[int]]:
+        """RGB images, each three planes one after the other, and where in the memory each begins.
+
+        They are ready when the current stream has come so far; the host does not wait. There are few calls
+        here that let the interpreter go, and none for each image: with many threads each would cost a turn.
 
         Raises:
             NvJpegError: one of the files cannot be decoded; which one is not known.
@@ -61,18 +66,19 @@ class NvJpeg:
         count = len(files)
         library = self._library
         if count != self._size:
-            _check(
-                library.nvjpegDecodeBatchedInitialize(self._handle, self._state, count, 1, RGB_PLANES), "size"
-            )
+            _check(self._resize(self._handle, self._state, count, 1, RGB_PLANES), "size")
             self._size = count
-        areas = [head.height * head.width for head in headers]
-        sizes = [-(-3 * area // ALIGNED) * ALIGNED for area in areas]
-        memory = torch.empty(sum(sizes), dtype=torch.uint8, device=self.device)
-        rows, place = [], memory.data_ptr()
-        for head, area, size in zip(headers, areas, sizes, strict=True):
-            width = head.width
+        starts, end = [], 0
+        for head in headers:
+            starts.append(end)
+            end += -(-3 * head.height * head.width // ALIGNED) * ALIGNED
+        memory = torch.empty(end, dtype=torch.uint8, device=self.device)
+        first = memory.data_ptr()
+        rows = []
+        for head, start in zip(headers, starts, strict=True):
+            place, width = first + start, head.width
+            area = head.height * width
             rows.append((place, place + area, place + 2 * area, 0, width, width, width, 0))
-            place += size
         images = np.array(rows, np.uint64)
         stream = torch.cuda.current_stream(self.device)
         status = library.nvjpegDecodeBatched(
@@ -89,11 +95,7 @@ class NvJpeg:
             self._size = 0
             self._done.synchronize()
             raise NvJpegError(f"nvjpegDecodeBatched: status {status}")
-        parts = memory.split(sizes)
-        return [
-            part[: 3 * area].view(3, head.height, head.width)
-            for part, area, head in zip(parts, areas, headers, strict=True)
-        ]
+        return memory, starts
 
     def close(self) -> None:
         self._done.synchronize()

@@ -11,11 +11,12 @@ import torch
 from pydantic import Field
 
 from ..errors import ConfigError, RequestError, optional
-from ..parameters import DeviceName, Numbers, Size
+from ..parameters import Count, DeviceName, Numbers, Size
 from ..registry import built_in
 from ..request import Request
 from .base import UNLIMITED, Backend
 from .cuda import upload
+from .decode import Decode, Decoder, Threads, file_of
 from .opencv import Color, describe
 from .tensor import torch_device
 
@@ -75,11 +76,15 @@ class Plan:
         return self.affine[device]
 
 
+Source = tuple[int, int, int, int, int, int]
+"""Of an image on a GPU: address, strides in elements (channel, row, column), height, width."""
+
+
 def fused_resize(
     images: Sequence[torch.Tensor],
     plan: Plan,
     flips: bool = False,
-    boxes: Sequence[tuple[int, Box]] | None = None,
+    boxes: Sequence[tuple[int, Box | None]] | None = None,
 ) -> torch.Tensor:
     """Images, each 3xHxW or 1x3xHxW or HxWx3, of one dtype and device, as one tensor n x 3 x height x width.
 
@@ -92,12 +97,13 @@ def fused_resize(
         boxes: (image, (x1, y1, x2, y2)) for each row of the result; by default every image as a whole.
     """
     views = [planes(image) for image in images]
-    chosen = boxes if boxes is not None else [(i, None) for i in range(len(views))]
-    channels = views[0].shape[0]
-    if any(view.shape[0] != channels or view.dtype != views[0].dtype for view in views):
+    first = views[0]
+    if any(view.shape[0] != first.shape[0] or view.dtype != first.dtype for view in views):
         raise RequestError("images of one batch must have the same number of channels and the same dtype")
-    if views[0].is_cuda:
-        return _launch(views, plan, flips, chosen, channels)
+    if first.is_cuda:
+        sources = [(view.data_ptr(), *view.stride(), *view.shape[1:]) for view in views]
+        return launch(sources, plan, first.device, first.dtype, len(first), flips, boxes)
+    chosen = boxes if boxes is not None else [(i, None) for i in range(len(views))]
     return torch.cat([_one_on_cpu(views[i], plan, flips, box) for i, box in chosen])
 
 
@@ -114,36 +120,37 @@ def planes(image: torch.Tensor) -> torch.Tensor:
     raise RequestError(f"an image is a tensor 3xHxW, 1x3xHxW or HxWx3, got {describe(image)}")
 
 
-def _launch(
-    views: list[torch.Tensor],
+def launch(
+    sources: Sequence[Source],
     plan: Plan,
-    flips: bool,
-    chosen: Sequence[tuple[int, Box | None]],
-    channels: int,
+    device: torch.device,
+    dtype: torch.dtype = torch.uint8,
+    channels: int = 3,
+    flips: bool = False,
+    boxes: Sequence[tuple[int, Box | None]] | None = None,
 ) -> torch.Tensor:
+    """Resize what lies at the given places of a GPU; whoever calls keeps that alive until it is launched."""
     from ..kernels import resize as kernel
 
-    first = views[0]
-    device, count = first.device, len(chosen)
+    if boxes is None:
+        rows = [source[:4] + plan.places(source[4], source[5]) for source in sources]
+    else:
+        rows = [sources[i][:4] + plan.places(*sources[i][4:], box) for i, box in boxes]
+    count = len(rows)
     table = torch.empty((count, kernel.FIELDS), dtype=torch.int64, pin_memory=True)
-    rows = []
-    for i, box in chosen:
-        view = views[i]
-        rows.append((view.data_ptr(), *view.stride(), *plan.places(*view.shape[1:], box)))
     table.numpy()[:] = rows
     layout = torch.channels_last if plan.channels_last else torch.contiguous_format
     out = torch.empty(
         (count, channels, plan.height, plan.width), dtype=plan.dtype, device=device, memory_format=layout
     )
-    grid = (count, -(-plan.height * plan.width // BLOCK))
-    kernel.resize[grid](
+    kernel.resize[(count, -(-plan.height * plan.width // BLOCK))](
         table.to(device, non_blocking=True),
         plan.on(device),
         out,
         HEIGHT=plan.height,
         WIDTH=plan.width,
         CHANNELS=channels,
-        SOURCE=kernel.dtype_of(first),
+        SOURCE=kernel.dtype_of(dtype),
         ALIGN=plan.align_corners,
         SMOOTH=plan.antialias,
         FLIP=flips,
@@ -180,9 +187,11 @@ def _one_on_cpu(view: torch.Tensor, plan: Plan, flips: bool, box: Box | None) ->
 class PreprocessTensor(Backend):
     """From images of any sizes to what a network takes, for the whole batch in one launch of a GPU kernel.
 
-    Crop, bilinear resize, padding, colour order, mean and std, cast and memory layout in one pass.
+    Crop, bilinear resize, padding, colour order, mean and std, cast and memory layout in one pass. Files are
+    decoded first as by DecodeTensor, which is faster in here than in front: nothing is done for each image.
 
-    Reads ``data``: an image, uint8 (or float16, float32), tensor 1x3xHxW, 3xHxW or HxWx3, or numpy HxWx3;
+    Reads ``data``: an image, uint8 (or float16, float32), tensor 1x3xHxW, 3xHxW or HxWx3, or numpy HxWx3, or
+    the bytes of a file, where what is no image gives no ``result``;
     ``color``: its channel order, taken as rgb if there is none; ``_box``, if there: one box [x1, y1, x2, y2]
     in pixels, or a list of k of them. Writes ``result``: tensor 1x3xhxw, or kx3xhxw, on ``device``;
     ``color``; for ``pad`` and ``centre_pad`` ``inverse_trans``: (x, y) in the result to (x, y) in the image.
@@ -202,6 +211,8 @@ class PreprocessTensor(Backend):
         antialias: average over all pixels that become one, as Pillow does; else only four are looked at.
         channels_last: the layout in memory that convolutions on tensor cores like.
         device: cpu, gpu, cuda, cuda:N, N; auto takes a GPU if there is one; with ``;`` instances take turns.
+        decode: of files, as for DecodeTensor: gpu, cpu or auto.
+        threads: threads of this instance that decode with OpenCV.
         max: the most images that one launch takes.
 
     Raises:
@@ -229,7 +240,9 @@ class PreprocessTensor(Backend):
         antialias: bool = True,
         channels_last: bool = False,
         device: DeviceName = "auto",
-        max: Annotated[int, Field(ge=1, le=UNLIMITED)] = UNLIMITED,
+        decode: Decode = "gpu",
+        threads: Threads = 4,
+        max: Count = UNLIMITED,
     ) -> None:
         if align_corners and antialias:
             raise ConfigError("align_corners and antialias do not go together: set one of them to False")
@@ -252,6 +265,7 @@ class PreprocessTensor(Backend):
             summand=tuple(-m / s for m, s in zip(shift, spread, strict=True)),
             around=_three("pad_value", pad_value, 0.0),
         )
+        self.decoder = Decoder(self.device, decode, threads)
         if self.device.type == "cuda":
             optional("triton", "gpu")
             warm = torch.zeros((3, 2, 2), dtype=torch.uint8, device=self.device)
@@ -259,6 +273,12 @@ class PreprocessTensor(Backend):
                 fused_resize([warm], self.plan, flips)
 
     def forward(self, batch: list[Request]) -> None:
+        files = [request for request in batch if type(request["data"]) is bytes]
+        if files:
+            self._files(files)
+            batch = [request for request in batch if type(request["data"]) is not bytes]
+            if not batch:
+                return
         images = on_device([request["data"] for request in batch], self.device)
         groups: dict[tuple, list[int]] = {}
         for i, (request, image) in enumerate(zip(batch, images, strict=True)):
@@ -267,21 +287,58 @@ class PreprocessTensor(Backend):
         for (_, _, flips), members in groups.items():
             self._run([batch[i] for i in members], [images[i] for i in members], flips)
 
+    def _files(self, batch: list[Request]) -> None:
+        """Decode and preprocess, with no call for each image: see ``NvJpeg.decode``."""
+        pictures = self.decoder.decode([file_of(request["data"], "PreprocessTensor") for request in batch])
+        if any(picture is None for picture in pictures):
+            batch = [batch[i] for i, picture in enumerate(pictures) if picture is not None]
+            pictures = [picture for picture in pictures if picture is not None]
+        if not batch:
+            return
+        if self.device.type != "cuda":
+            self._run(batch, [picture.tensor() for picture in pictures], self.color != "rgb")
+            return
+        sources: list[Source] = []
+        starts = {id(picture.memory): picture.memory.data_ptr() for picture in pictures}
+        for picture in pictures:
+            place = picture.upright()
+            sources.append((starts[id(picture.memory)] + place[0], *place[1:]))
+        boxes, counts = self._boxes(batch, [source[4:] for source in sources])
+        flips = self.color != "rgb"
+        rows = launch(sources, self.plan, self.device, flips=flips, boxes=boxes)
+        self._write(batch, rows, counts, [source[4:] for source in sources])
+
     def _run(self, batch: list[Request], images: list[torch.Tensor], flips: bool) -> None:
-        boxes: list[tuple[int, Box]] | None = None
-        counts = [1] * len(batch)
-        if any("_box" in request for request in batch):
-            boxes = []
-            for i, (request, image) in enumerate(zip(batch, images, strict=True)):
-                own = _boxes(request, planes(image))
-                boxes += [(i, box) for box in own]
-                counts[i] = len(own)
-        rows = fused_resize(images, self.plan, flips, boxes)
-        for request, image, result in zip(batch, images, rows.split(counts), strict=True):
+        sizes = [tuple(planes(image).shape[1:]) for image in images]
+        boxes, counts = self._boxes(batch, sizes)
+        self._write(batch, fused_resize(images, self.plan, flips, boxes), counts, sizes)
+
+    def _boxes(
+        self, batch: list[Request], sizes: Sequence[tuple[int, ...]]
+    ) -> tuple[list[tuple[int, Box | None]] | None, list[int]]:
+        """What is cut out of which image, where any request says so, and how many rows each gets."""
+        if not any("_box" in request for request in batch):
+            return None, [1] * len(batch)
+        boxes: list[tuple[int, Box | None]] = []
+        counts = []
+        for i, (request, size) in enumerate(zip(batch, sizes, strict=True)):
+            own = _boxes(request, *size)
+            boxes += [(i, box) for box in own]
+            counts.append(len(own))
+        return boxes, counts
+
+    def _write(
+        self, batch: list[Request], rows: torch.Tensor, counts: list[int], sizes: Sequence[tuple[int, ...]]
+    ) -> None:
+        padded = self.plan.fit in ("pad", "centre_pad")
+        for request, size, result in zip(batch, sizes, rows.split(counts), strict=True):
             request["result"] = result
             request["color"] = self.color
-            if self.plan.fit in ("pad", "centre_pad") and "_box" not in request:
-                request["inverse_trans"] = Inverse(self.plan.places(*planes(image).shape[1:]))
+            if padded and "_box" not in request:
+                request["inverse_trans"] = Inverse(self.plan.places(*size))
+
+    def close(self) -> None:
+        self.decoder.close()
 
 
 class Inverse:
@@ -315,8 +372,7 @@ def on_device(images: list[Any], device: torch.device) -> list[torch.Tensor]:
     return tensors
 
 
-def _boxes(request: Request, image: torch.Tensor) -> list[Box]:
-    height, width = image.shape[1:]
+def _boxes(request: Request, height: int, width: int) -> list[Box]:
     given = request.get("_box", [0, 0, width, height])
     rows = np.asarray(given)
     if rows.ndim == 1:

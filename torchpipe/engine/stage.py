@@ -30,16 +30,22 @@ FAVOUR = 1e-3
 """How long a caller whose own request is done goes on working for others, in seconds."""
 
 
+AWAKE = 4
+"""How many threads a batch wakes at once; each of them wakes one more."""
+
+
 class Ticket:
     """One request that waits at a stage. Whoever claims it first, a batch or its giving up, has it."""
 
-    __slots__ = ("_claim", "arrived", "error", "journey", "request", "wake")
+    __slots__ = ("_claim", "arrived", "error", "following", "interruptible", "journey", "request", "wake")
 
     def __init__(self, request: Request, journey: Journey | None = None) -> None:
         self.request = request
         self.arrived = perf_counter()
         self.journey = journey  # goes on with the request; None: its thread is waiting
         self.error: BaseException | None = None
+        self.following: Ticket | None = None  # whom its thread wakes as soon as it is awake itself
+        self.interruptible = False  # the main thread waits, which a signal may take away: it wakes nobody
         self._claim = threading.Lock()
         if journey is None:
             self.wake = threading.Lock()
@@ -133,6 +139,7 @@ class Stage:
 
     def _run_queued(self, request: Request) -> None:
         ticket = Ticket(request)
+        ticket.interruptible = threading.get_ident() == threading.main_thread().ident
         self.refuse_reentry()
         try:
             self.pending.append(ticket)
@@ -145,6 +152,8 @@ class Stage:
         except BaseException:
             ticket.withdraw()  # if that fails a batch has it, and its outcome is dropped
             raise
+        if ticket.following is not None:
+            ticket.following.wake.release()
         if ticket.error is not None:
             try:
                 raise ticket.error
@@ -241,16 +250,29 @@ class Stage:
         self._finish(tickets, errors)
 
     def _finish(self, tickets: list[Ticket], errors: list[BaseException | None] | None) -> None:
+        """Tell everybody. Threads are woken a few at a time, each by one that woke before it: all at once
+        they would queue for the interpreter lock, in front of the threads that run the next batches.
+        """
         mine = self.pool.mine()
+        sleeping = [ticket for ticket in tickets if ticket.journey is None and not ticket.interruptible]
+        for before, after in zip(sleeping, sleeping[AWAKE:], strict=False):
+            before.following = after
         for i, ticket in enumerate(tickets):
-            error = errors[i] if errors is not None else None
+            ticket.error = errors[i] if errors is not None else None
+        for ticket in sleeping[:AWAKE]:
+            ticket.wake.release()
+        if len(sleeping) == len(tickets):
+            return
+        for ticket in tickets:
             if ticket.journey is None:
-                ticket.error = error
-                ticket.wake.release()
-            elif mine:
-                run_job(functools.partial(ticket.journey.resume, error))
+                if ticket.interruptible:
+                    ticket.wake.release()
+                continue
+            resume = functools.partial(ticket.journey.resume, ticket.error)
+            if mine:
+                run_job(resume)
             else:
-                self.pool.put(functools.partial(ticket.journey.resume, error))
+                self.pool.put(resume)
 
     def _take(self, room: int) -> list[Ticket]:
         """Up to ``room`` of the requests that wait, the oldest first; those given up are dropped."""

@@ -40,7 +40,7 @@ def resize(
     BLOCK: tl.constexpr,
 ):
     image = tl.program_id(0)
-    pixel = tl.program_id(1) * BLOCK + tl.arange(BLOCK)
+    pixel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     entry = table + image * 12
     place = tl.load(entry).to(tl.pointer_type(SOURCE))
     sc = tl.load(entry + 1)
@@ -165,6 +165,6 @@ def _store(
     tl.store(out + where, value.to(out.dtype.element_ty), mask=wanted)
 
 
-def dtype_of(image: torch.Tensor) -> tl.dtype:
+def dtype_of(dtype: torch.dtype) -> tl.dtype:
     """Triton's name for the dtype of an image."""
-    return {torch.uint8: tl.uint8, torch.float16: tl.float16, torch.float32: tl.float32}[image.dtype]
+    return {torch.uint8: tl.uint8, torch.float16: tl.float16, torch.float32: tl.float32}[dtype]

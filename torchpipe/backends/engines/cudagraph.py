@@ -101,6 +101,8 @@ class CudaGraphTensor(Engine):
         if scale is not None and self.inputs != 1:
             raise ConfigError(f"mean and std are for networks of one input, shape = {shape!r}")
         self._buffers = self._make_buffers(torch.float32 if scale is not None else self.dtype, channels_last)
+        self._dtype = self._buffers[0].dtype
+        self._views = [[buffer[:rows] for rows in range(len(buffer) + 1)] for buffer in self._buffers]
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._outputs: dict[int, list[torch.Tensor]] = {}
         with _recording, torch.cuda.device(self.device), torch.no_grad(), _tf32(precision == "tf32"):
@@ -202,8 +204,14 @@ class CudaGraphTensor(Engine):
             for column, tensor in zip(columns, tensors, strict=True):
                 column.append(tensor)
             counts.append(len(tensors[0]))
-        inputs = [self._join(column) for column in columns]
-        deliver(self.postprocessor, self.infer(inputs), batch, counts)
+        rows = sum(counts)
+        if rows > self.sizes[-1]:
+            outputs = self.infer([torch.cat(column) for column in map(self._upload, columns)])
+        else:
+            for views, column in zip(self._views, map(self._upload, columns), strict=True):
+                torch.cat(column, out=views[rows]) if len(column) > 1 else views[rows].copy_(column[0])
+            outputs = self._launch(rows)
+        deliver(self.postprocessor, outputs, batch, counts)
 
     def _check(self, tensors: Any) -> None:
         if len(tensors) != self.inputs:
@@ -215,28 +223,31 @@ class CudaGraphTensor(Engine):
             if len(tensor) != len(tensors[0]):
                 raise RequestError("the inputs of one request have different numbers of rows")
 
-    def _join(self, column: list[torch.Tensor]) -> torch.Tensor:
-        first = column[0]
-        if any(tensor.device != self.device or tensor.dtype != first.dtype for tensor in column):
-            column = [upload(tensor, self.device).to(self.dtype) for tensor in column]
-        return torch.cat(column) if len(column) > 1 else column[0]
+    def _upload(self, column: list[torch.Tensor]) -> list[torch.Tensor]:
+        """The tensors where the buffers are, in their dtype, so that one call can join them there."""
+        if all(tensor.dtype == self._dtype and tensor.device == self.device for tensor in column):
+            return column
+        return [upload(tensor, self.device).to(self._dtype) for tensor in column]
 
     def infer(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
         rows, step = len(inputs[0]), self.sizes[-1]
-        if rows <= step:
-            return self._launch(inputs, rows)
-        parts = [
-            self._launch([tensor[i : i + step] for tensor in inputs], min(step, rows - i))
-            for i in range(0, rows, step)
-        ]
+        parts = []
+        for start in range(0, rows, step):
+            count = min(step, rows - start)
+            for views, tensor in zip(self._views, inputs, strict=True):
+                views[count].copy_(tensor[start : start + count], non_blocking=True)
+            parts.append(self._launch(count))
+        if len(parts) == 1:
+            return parts[0]
         return [torch.cat(column) for column in zip(*parts, strict=True)]
 
-    def _launch(self, inputs: list[torch.Tensor], rows: int) -> list[torch.Tensor]:
+    def _launch(self, rows: int) -> list[torch.Tensor]:
         size = self.sizes[bisect.bisect_left(self.sizes, rows)]
-        for buffer, tensor in zip(self._buffers, inputs, strict=True):
-            buffer[:rows].copy_(tensor, non_blocking=True)
         self._graphs[size].replay()
-        return [output[:rows].clone() for output in self._outputs[size]]  # the next launch overwrites it
+        outputs = self._outputs[size]
+        if size != rows:
+            outputs = [output[:rows] for output in outputs]
+        return [output.clone() for output in outputs]  # the next launch overwrites it
 
     def close(self) -> None:
         torch.cuda.synchronize(self.device)
