@@ -88,6 +88,7 @@ def ours(case: Case) -> Any:
     decode = case.get("decode", "gpu")
     instances, timeout = case.get("instances", 3), case.get("timeout", 2)
     common = {"instance_num": instances, "batching_timeout": timeout}
+    layout = {"dtype": "fp32", "channels_last": False} if "engine" in case else {}
     nodes: dict[str, dict[str, Any]]
     if decode == "mat":
         nodes = {
@@ -98,15 +99,20 @@ def ours(case: Case) -> Any:
                 "instance_num": case.get("decoders", 16),
                 "next": "model",
             },
-            "model": {"backend": f"S[PreprocessTensor,{name}]", **model, **preprocessing(), **common},
+            "model": {"backend": f"S[PreprocessTensor,{name}]", **model, **preprocessing(**layout), **common},
         }
     elif case.get("nodes", 1) == 2:
         nodes = {
-            "decode": {"backend": "PreprocessTensor", **preprocessing(max=32), **common, "next": "model"},
+            "decode": {
+                "backend": "PreprocessTensor",
+                **preprocessing(max=32, **layout),
+                **common,
+                "next": "model",
+            },
             "model": {"backend": name, **model, **common},
         }
     else:
-        more = {"decode": decode, "threads": case.get("threads", 4)}
+        more = {"decode": decode, "threads": case.get("threads", 4), **layout}
         nodes = {
             "all": {"backend": f"S[PreprocessTensor,{name}]", **model, **preprocessing(**more), **common}
         }

@@ -219,7 +219,7 @@ def _setting(
     place: tuple[int, int] | None,
 ) -> Setting:
     name, where = parameter.name, blueprint.where
-    found = scope.find(*_addressed(blueprint, name), name)
+    found = scope.find(*_addressed(blueprint, name), *parameter.keys)
     if name in private:
         value, source = private.pop(name), f"{blueprint.component.name}({name}=...)"
     elif found is None:

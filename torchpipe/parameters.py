@@ -25,6 +25,9 @@ Size = Annotated[int, pydantic.Field(ge=1, le=1_048_576)]
 DeviceName = Annotated[str, "per instance"]
 """A device, or several separated by semicolons that the instances of a node take in turn: ``0;1``."""
 
+PerInstance = Annotated[str, "per instance"]
+"""Any value of which the instances of a node take one part each in turn, where it has semicolons."""
+
 Count = Annotated[int, pydantic.Field(ge=1)]
 Number = typing.Union[int, float]
 Numbers = list[float]
@@ -45,6 +48,12 @@ class Parameter:
     @property
     def required(self) -> bool:
         return self.default is _MISSING
+
+    @property
+    def keys(self) -> list[str]:
+        """The names under which a configuration may write it; ``Annotated[str, "key a::b"]`` adds one."""
+        metadata = getattr(self.annotation, "__metadata__", ())
+        return [text[4:] for text in metadata if isinstance(text, str) and text[:4] == "key "] + [self.name]
 
     def of_instance(self, value: Any, index: int) -> Any:
         """The part of a value that belongs to the ``index``-th instance of its node."""

@@ -80,7 +80,7 @@ class InstanceStream:
     def run(self, forward: Callable[[list[Request]], None], batch: list[Request]) -> None:
         """``forward(batch)`` in this stream, after what the batch waits for; its values wait for this."""
         taken = batch.copy()  # a backend may take its list apart
-        with torch.cuda.device(self.device), torch.cuda.stream(self.stream):
+        with torch.cuda.stream(self.stream):  # which makes its GPU the current one, too
             read = self._take_over(taken)
             start = Mark(self.stream, self)
             try:
@@ -130,6 +130,11 @@ class InstanceStream:
 
 def enter(request: Request) -> None:
     """Mark a request that brings CUDA tensors: they are ready when the current streams have come so far."""
+    for value in request.values():
+        if type(value) not in PLAIN:
+            break
+    else:
+        return
     devices = {tensor.device for tensor in _cuda_tensors(request.values())}
     if devices:
         marks = tuple(Mark(torch.cuda.current_stream(device)) for device in devices)
@@ -142,7 +147,12 @@ def settle(request: Request) -> None:
     CUDA tensors may then be used in the current stream of this thread, and be dropped while it reads them.
     """
     marks = request.pop(KEY, None)
-    if marks is None or not any(_may_wait(value) for value in request.values()):
+    if marks is None:
+        return
+    for value in request.values():
+        if type(value) not in PLAIN and _may_wait(value):
+            break
+    else:
         return
     for mark in marks:
         mark.wait()

@@ -116,9 +116,7 @@ def download(tensor: torch.Tensor) -> torch.Tensor:
         return tensor
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
     host.copy_(tensor, non_blocking=True)
-    copied = torch.cuda.Event(blocking=True)
-    copied.record()
-    copied.synchronize()  # ended by the GPU
+    torch.cuda.current_stream(tensor.device).record_event(torch.cuda.Event(blocking=True)).synchronize()
     return host
 
 

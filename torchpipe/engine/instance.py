@@ -37,6 +37,7 @@ class Instance:
         if self.stream is not None:
             self.forward = functools.partial(self.stream.run, backend.forward)
         self.owner = 0  # the thread that is running it, for refusing re-entry
+        self.running = 0  # the size of the batch that runs now
         self.floor = 1.0  # seconds a batch takes at best of late; unknown counts as long
         self.costs = Costs()
         self.errors = 0
@@ -50,12 +51,12 @@ class Instance:
         """Run a single request that nothing else waited with; its error, if any. The path of an idle pipe."""
         start = perf_counter()
         try:
-            self.owner = get_ident()
+            self.owner, self.running = get_ident(), 1
             self.forward([request])
         except BaseException as error:
             return self._blame_all(error, [request], None)[0]
         finally:
-            self.owner = 0
+            self.owner = self.running = 0
             self._count(1, perf_counter() - start)
             self.alone += 1
         return None
@@ -70,12 +71,12 @@ class Instance:
         errors: list[BaseException | None] | None = None
         start = perf_counter()
         try:
-            self.owner = get_ident()
+            self.owner, self.running = get_ident(), size
             self.forward(batch.copy())  # a backend may take its list apart
         except BaseException as error:
             errors = self._blame_all(error, batch, saved)
         finally:
-            self.owner = 0
+            self.owner = self.running = 0
         self._count(size, perf_counter() - start, failed=errors is not None)
         self.sizes[size] = self.sizes.get(size, 0) + 1
         self.closings[closing] = self.closings.get(closing, 0) + 1

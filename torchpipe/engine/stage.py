@@ -30,6 +30,9 @@ FAVOUR = 1e-3
 """How long a caller whose own request is done goes on working for others, in seconds."""
 
 
+SHORT = 20e-3
+"""Seconds that a request waits at most, about, for a running batch of a GPU to end."""
+
 AWAKE = 4
 """How many threads a batch wakes at once; each of them wakes one more."""
 
@@ -87,7 +90,8 @@ class Stage:
         self._collecting: threading.Lock | None = None  # the bell of a batch that waits for company
         self._enough = 1  # how many must have come for an arrival to ring it
         # Of instances with streams the one that was freed first, which is the likeliest to have caught up.
-        self._take_free = self.free.popleft if instances[0].stream else self.free.pop
+        self.on_gpu = instances[0].stream is not None
+        self._take_free = self.free.popleft if self.on_gpu else self.free.pop
         self._pop_free = iter(self._take_free, None)
 
     # Requests come in
@@ -98,7 +102,7 @@ class Stage:
             instance, wait = None, False
             if self.timeout:
                 self.patience.arrivals.add(perf_counter())
-            if not (self.pending or self.bound or self._collecting):
+            if not (self.pending or self.bound or self._collecting or (self.on_gpu and self._busy())):
                 # An iterator, because an interrupt cannot strike between its step and the try below: after
                 # a call it could, and would lose the instance.
                 try:
@@ -188,13 +192,16 @@ class Stage:
             return
         until = perf_counter() + FAVOUR
         while self.pending:
+            if self.on_gpu and len(self.pending) < self._busy():
+                return  # whoever ends the running batch looks here after freeing its instance
             try:
                 instance = self._take_free()
             except IndexError:
                 return  # whoever has one looks here after freeing it
             if instance.stream is not None and not self._caught_up(instance, mine):
                 return
-            tickets = self._take(instance.costs.best_size(len(self.pending), self.max))
+            waiting = len(self.pending)
+            tickets = self._take(self.max if self.on_gpu else instance.costs.best_size(waiting, self.max))
             if not tickets:
                 self.free.append(instance)
             elif self.bound:
@@ -207,6 +214,14 @@ class Stage:
                     self.pool.put(functools.partial(self._drive, instance, tickets))
                 except RuntimeError:  # the system has no thread left: then here
                     self.serve(instance, tickets)
+
+    def _busy(self) -> int:
+        """The largest batch that runs now. Beside it a GPU starts only one that is as large.
+
+        A small one would finish no earlier for being started at once, since the GPU is taken, and would cost
+        the host as much as a large one; so two batches of half of the requests take turns.
+        """
+        return max(instance.running if instance.floor < SHORT else 0 for instance in self.instances)
 
     def _caught_up(self, instance: Instance, mine: bool) -> bool:
         """Let an instance's stream end its work before a batch is chosen; False: the pool sees to it."""

@@ -7,7 +7,9 @@ import contextlib
 import sys
 import threading
 import warnings
+import weakref
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
@@ -30,6 +32,10 @@ WARM_UPS = 4
 
 TOLERANCE = 0.05
 """How far an optimised network's outputs may be from the plain one's, relative to the largest."""
+
+_networks: weakref.WeakKeyDictionary[torch.nn.Module, Any] = weakref.WeakKeyDictionary()
+_files: weakref.WeakValueDictionary[tuple, Any] = weakref.WeakValueDictionary()
+"""Networks in use, by the module or the file that they were made from: instances share weights."""
 
 _recording = threading.Lock()  # one at a time in a process; ended by the recording's end
 
@@ -106,8 +112,10 @@ class CudaGraphTensor(Engine):
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._outputs: dict[int, list[torch.Tensor]] = {}
         with _recording, torch.cuda.device(self.device), torch.no_grad(), _tf32(precision == "tf32"):
-            network = self._load(model, channels_last, optimise)
-            self._record(_chain(network, scale, self.dtype, self.device, postprocessor))
+            network = self._shared(model, channels_last, optimise)
+            # Kept, because the graphs read the weights where they are.
+            self._network = _chain(network, scale, self.dtype, self.device, postprocessor)
+            self._record(self._network)
 
     # Building
 
@@ -122,6 +130,21 @@ class CudaGraphTensor(Engine):
 
     def _examples(self, rows: int) -> list[torch.Tensor]:
         return [torch.rand_like(buffer[:rows]).to(self.dtype) for buffer in self._buffers]
+
+    def _shared(self, model: str | torch.nn.Module, channels_last: bool, optimise: str) -> Callable:
+        """The network, loaded and fused once for all instances that are alive; none writes to its weights."""
+        key: tuple = (self.device, self.dtype, channels_last, optimise)
+        if isinstance(model, torch.nn.Module):
+            known = _networks.setdefault(model, weakref.WeakValueDictionary())
+            tensors = [*model.parameters(), *model.buffers()]
+            key += tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
+        else:
+            known, path = _files, Path(model)
+            key += (str(path.resolve()), path.stat().st_mtime_ns if path.is_file() else 0)
+        network = known.get(key)
+        if network is None:
+            known[key] = network = self._load(model, channels_last, optimise)
+        return network
 
     def _load(self, model: str | torch.nn.Module, channels_last: bool, optimise: str) -> Callable:
         if isinstance(model, torch.nn.Module):
@@ -205,12 +228,15 @@ class CudaGraphTensor(Engine):
                 column.append(tensor)
             counts.append(len(tensors[0]))
         rows = sum(counts)
+        columns = [self._upload(column) for column in columns]
         if rows > self.sizes[-1]:
-            outputs = self.infer([torch.cat(column) for column in map(self._upload, columns)])
+            outputs = self.infer([torch.cat(column) for column in columns])
         else:
-            for views, column in zip(self._views, map(self._upload, columns), strict=True):
+            for views, column in zip(self._views, columns, strict=True):
                 torch.cat(column, out=views[rows]) if len(column) > 1 else views[rows].copy_(column[0])
             outputs = self._launch(rows)
+            if self.postprocessor == "split":  # else the host takes them before anything else is launched
+                outputs = [output.clone() for output in outputs]
         deliver(self.postprocessor, outputs, batch, counts)
 
     def _check(self, tensors: Any) -> None:
@@ -230,29 +256,28 @@ class CudaGraphTensor(Engine):
         return [upload(tensor, self.device).to(self._dtype) for tensor in column]
 
     def infer(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-        rows, step = len(inputs[0]), self.sizes[-1]
+        """Any number of rows, in pieces of the largest graph."""
+        step = self.sizes[-1]
+        pieces = zip(*(tensor.split(step) for tensor in inputs), strict=True)
         parts = []
-        for start in range(0, rows, step):
-            count = min(step, rows - start)
-            for views, tensor in zip(self._views, inputs, strict=True):
-                views[count].copy_(tensor[start : start + count], non_blocking=True)
-            parts.append(self._launch(count))
-        if len(parts) == 1:
-            return parts[0]
-        return [torch.cat(column) for column in zip(*parts, strict=True)]
+        for piece in pieces:
+            for views, tensor in zip(self._views, piece, strict=True):
+                views[len(tensor)].copy_(tensor, non_blocking=True)
+            parts.append([output.clone() for output in self._launch(len(piece[0]))])
+        return parts[0] if len(parts) == 1 else [torch.cat(column) for column in zip(*parts, strict=True)]
 
     def _launch(self, rows: int) -> list[torch.Tensor]:
+        """Launch the graph on what is in the buffers; its outputs, which the next launch overwrites."""
         size = self.sizes[bisect.bisect_left(self.sizes, rows)]
         self._graphs[size].replay()
         outputs = self._outputs[size]
-        if size != rows:
-            outputs = [output[:rows] for output in outputs]
-        return [output.clone() for output in outputs]  # the next launch overwrites it
+        return outputs if size == rows else [output[:rows] for output in outputs]
 
     def close(self) -> None:
         torch.cuda.synchronize(self.device)
         self._graphs.clear()
         self._outputs.clear()
+        del self._network
 
 
 def shapes(text: str) -> list[tuple[int, ...]]:
