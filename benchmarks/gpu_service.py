@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -86,7 +87,7 @@ def ours(case: Case) -> Any:
 
     name, model = engine(case)
     decode = case.get("decode", "gpu")
-    instances, timeout = case.get("instances", 3), case.get("timeout", 2)
+    instances, timeout = case.get("instances", 2), case.get("timeout", 0)
     common = {"instance_num": instances, "batching_timeout": timeout}
     layout = {"dtype": "fp32", "channels_last": False} if "engine" in case else {}
     nodes: dict[str, dict[str, Any]]
@@ -113,9 +114,7 @@ def ours(case: Case) -> Any:
         }
     else:
         more = {"decode": decode, "threads": case.get("threads", 4), **layout}
-        nodes = {
-            "all": {"backend": f"S[PreprocessTensor,{name}]", **model, **preprocessing(**more), **common}
-        }
+        nodes = {"all": {"backend": f"{name}[PreprocessTensor]", **model, **preprocessing(**more), **common}}
     if case.get("gpus", 1) > 1:
         for node in nodes.values():
             if "Mat" not in node["backend"]:
@@ -225,7 +224,7 @@ def rival(case: Case) -> Call:
         """Decoding and model in one node, as ours."""
 
         def init(self, parameters: Any, options: Any = None) -> None:
-            both = {"backend": f"S[PreprocessTensor,{name}]", **preprocessing(), **model}
+            both = {"backend": f"{name}[PreprocessTensor]", **preprocessing(), **model}
             self.backend, self.stream = build(both), torch.cuda.Stream()
 
         def forward(self, requests: Any) -> None:
@@ -241,7 +240,7 @@ def rival(case: Case) -> Call:
 
     if case.get("nodes", 1) == 1:
         omniback.register("Both", Both)
-        config = {"all": {"backend": "Both", "instance_num": 3, "batching_timeout": 1}}
+        config = {"all": {"backend": "Both", "instance_num": 2, "batching_timeout": 1}}
         return caller(omniback.pipe(config))
     omniback.register("Decode", Decode)
     omniback.register("Model", Model)
@@ -346,7 +345,7 @@ CONTESTANTS: dict[str, Callable[[Case], Any]] = {
 }
 
 
-def work(name: str, case: Case, points: list[int], seconds: float) -> None:
+def work(name: str, case: Case, points: list[Any], seconds: float) -> None:
     """In a process of its own: build a contestant and load it with each number of clients."""
     if case.get("switch"):
         sys.setswitchinterval(case["switch"])
@@ -355,7 +354,9 @@ def work(name: str, case: Case, points: list[int], seconds: float) -> None:
         return
     call = CONTESTANTS[name](case)
     items = FILES if "lists" in name else 1
-    for clients in points:
+    for point in points:
+        clients, cores = point if isinstance(point, list) else (point, os.cpu_count())
+        pin(cores)
         before = resource.getrusage(resource.RUSAGE_SELF)
         start = time.perf_counter()
         figures = closed_loop(call, clients, seconds)
@@ -363,12 +364,20 @@ def work(name: str, case: Case, points: list[int], seconds: float) -> None:
         busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         figures["throughput"] *= items
         figures["cores"] = busy / (time.perf_counter() - start)
-        figures["clients"] = clients
+        figures["clients"], figures["pinned"] = clients, len(os.sched_getaffinity(0))
         print("RESULT", json.dumps(figures), flush=True)
     os._exit(0)  # nothing of a rival may hang here
 
 
-def measure(name: str, case: Case, points: list[int], seconds: float) -> list[dict[str, float]]:
+def pin(cores: int) -> None:
+    """Let every thread of the process, and those to come, run on the first ``cores`` usable cores."""
+    usable = sorted(os.sched_getaffinity(os.getppid()))[:cores]
+    for thread in os.listdir("/proc/self/task"):
+        with contextlib.suppress(OSError):  # it ended
+            os.sched_setaffinity(int(thread), usable)
+
+
+def measure(name: str, case: Case, points: list[Any], seconds: float) -> list[dict[str, float]]:
     command = [sys.executable, __file__, "--work", name, json.dumps(case), json.dumps(points), str(seconds)]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
@@ -378,16 +387,16 @@ def measure(name: str, case: Case, points: list[int], seconds: float) -> list[di
     return found
 
 
-TABLE: list[tuple[str, str, Case, list[int]]] = [
-    ("ours", "ours", {}, [1, 10, 64, 256]),
-    ("ours, decoding in a node of its own", "ours", {"nodes": 2}, [1, 10, 64, 256]),
-    ("ours, decode = auto", "ours", {"decode": "auto"}, [1, 10, 64, 256]),
-    ("ours, decoding by DecodeMat", "ours", {"decode": "mat"}, [1, 10, 64, 256]),
-    ("ours, lists of 256", "ours, lists of 256", {}, [1, 2]),
-    ("omniback, the same backends, one node", "omniback", {}, [1, 10, 64]),
-    ("omniback, the same backends, two nodes", "omniback", {"nodes": 2}, [1, 10, 64]),
+ALL = [1, 10, 64, 256]
+TABLE: list[tuple[str, str, Case, list[Any]]] = [  # a point is a number of clients, or [clients, cores]
+    ("ours", "ours", {}, [*ALL, [10, 4], [64, 4], [256, 4], [64, 3], [64, 8]]),
+    ("omniback, the same backend", "omniback", {}, [1, 10, 64]),
+    ("ours, lists of 256", "ours, lists of 256", {}, [1, 2, [2, 4]]),
+    ("ours, decoding by DecodeMat", "ours", {"decode": "mat"}, ALL),
+    ("ours, decode = auto", "ours", {"decode": "auto"}, [10, 64, 256]),
+    ("ours, decoding in a node of its own", "ours", {"nodes": 2}, ALL),
     ("a lock around eager PyTorch", "lock around eager", {}, [1, 10, 64]),
-    ("scheduling alone, no work", "scheduling alone", {}, [1, 10, 64, 256]),
+    ("scheduling alone, no work", "scheduling alone", {}, ALL),
 ]
 
 
@@ -407,14 +416,16 @@ def main() -> None:
     if not given.only or "limits" in given.only:
         for row, figure in (measure("limits", {}, [], 0) or [{}])[0].items():
             print(f"| limit: {row} | {figure:,.0f} |", flush=True)
-    print("| | clients | requests/s | p50 ms | p99 ms | cores busy |\n| --- | --- | --- | --- | --- | --- |")
+    print("| | clients | cores | requests/s | p50 ms | p99 ms | cores busy |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
     for row, name, case, points in TABLE:
         if given.only and given.only not in row:
             continue
         for figures in measure(name, {**case, **json.loads(given.set)}, points, seconds):
             print(
-                f"| {row} | {figures['clients']:.0f} | {figures['throughput']:,.0f} | {figures['p50']:.2f} | "
-                f"{figures['p99']:.2f} | {figures['cores']:.1f} |",
+                f"| {row} | {figures['clients']:.0f} | {figures['pinned']:.0f} "
+                f"| {figures['throughput']:,.0f} "
+                f"| {figures['p50']:.2f} | {figures['p99']:.2f} | {figures['cores']:.1f} |",
                 flush=True,
             )
 

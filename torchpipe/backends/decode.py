@@ -136,8 +136,8 @@ class Decoder:
         self.shared = threads if decode == "auto" else 0
         self.helpers = ThreadPoolExecutor(threads, "torchpipe-decode") if device.type == "cuda" else None
 
-    def decode(self, files: list[bytes]) -> list[Picture | None]:
-        """One for each file, or None for what is no image."""
+    def decode(self, files: list[bytes], scratch: bool = False) -> list[Picture | None]:
+        """One for each file, or None for what is no image; ``scratch`` as for ``NvJpeg.decode``."""
         headers = [header(data) for data in files]
         chosen = []
         if self.nvjpeg is not None:
@@ -148,7 +148,14 @@ class Decoder:
         waiting = [self._start_opencv(files[i]) for i in others]
         pictures: list[Picture | None] = [None] * len(files)
         if chosen:
-            found = self._on_gpu([files[i] for i in chosen], [headers[i] for i in chosen])  # type: ignore[misc]
+            own = len(chosen) == len(files)
+            found = self._on_gpu(
+                files if own else [files[i] for i in chosen],
+                headers if own else [headers[i] for i in chosen],  # type: ignore[arg-type]
+                scratch,
+            )
+            if own and all(picture is not None for picture in found):
+                return found
             for i, picture in zip(chosen, found, strict=True):
                 pictures[i] = picture
             retry = [i for i in chosen if pictures[i] is None]
@@ -162,11 +169,13 @@ class Decoder:
                 pictures[i] = Picture(memory, 0, 1, 3 * width, 3, height, width)
         return pictures
 
-    def _on_gpu(self, files: list[bytes], headers: Sequence[Header]) -> list[Picture | None]:
+    def _on_gpu(
+        self, files: list[bytes], headers: Sequence[Header], scratch: bool = False
+    ) -> list[Picture | None]:
         """The images; None for each that the decoder refuses, found by halving the batch."""
         assert self.nvjpeg is not None
         try:
-            memory, starts = self.nvjpeg.decode(files, headers)
+            memory, starts = self.nvjpeg.decode(files, headers, scratch)
         except NvJpegError:
             half = len(files) // 2
             if not half:

@@ -46,6 +46,7 @@ class NvJpeg:
             _check(self._library.nvjpegJpegStateCreate(self._handle, ctypes.byref(self._state)), "state")
         # A call of microseconds, for which the interpreter lock is not worth giving away.
         self._resize = ctypes.PyDLL(self._library._name).nvjpegDecodeBatchedInitialize
+        self._scratch = torch.empty(0, dtype=torch.uint8, device=device)
         self._size = 0
         self._files: Sequence[bytes] = ()
         self._done = torch.cuda.Event(blocking=True)
@@ -53,8 +54,12 @@ class NvJpeg:
     def _create(self, kind: int) -> int:
         return self._library.nvjpegCreateEx(kind, None, None, 0, ctypes.byref(self._handle))
 
-    def decode(self, files: Sequence[bytes], headers: Sequence[Header]) -> tuple[torch.Tensor, list[int]]:
+    def decode(
+        self, files: Sequence[bytes], headers: Sequence[Header], scratch: bool = False
+    ) -> tuple[torch.Tensor, list[int]]:
         """RGB images, each three planes one after the other, and where in the memory each begins.
+
+        ``scratch``: in memory that the next such call takes again, for who uses it in the same stream.
 
         They are ready when the current stream has come so far; the host does not wait. There are few calls
         here that let the interpreter go, and none for each image: with many threads each would cost a turn.
@@ -72,7 +77,11 @@ class NvJpeg:
         for head in headers:
             starts.append(end)
             end += -(-3 * head.height * head.width // ALIGNED) * ALIGNED
-        memory = torch.empty(end, dtype=torch.uint8, device=self.device)
+        if scratch and end <= self._scratch.numel():
+            memory = self._scratch
+        else:
+            memory = torch.empty(end + end // 4 * scratch, dtype=torch.uint8, device=self.device)
+            self._scratch = memory if scratch else self._scratch
         first = memory.data_ptr()
         rows = []
         for head, start in zip(headers, starts, strict=True):

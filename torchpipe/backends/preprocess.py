@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
@@ -16,7 +17,7 @@ from ..registry import built_in
 from ..request import Request
 from .base import UNLIMITED, Backend
 from .cuda import upload
-from .decode import Decode, Decoder, Threads, file_of
+from .decode import Decode, Decoder, Picture, Threads, file_of
 from .opencv import Color, describe
 from .tensor import torch_device
 
@@ -128,6 +129,8 @@ def launch(
     channels: int = 3,
     flips: bool = False,
     boxes: Sequence[tuple[int, Box | None]] | None = None,
+    out: torch.Tensor | None = None,
+    table: Table | None = None,
 ) -> torch.Tensor:
     """Resize what lies at the given places of a GPU; whoever calls keeps that alive until it is launched."""
     from ..kernels import resize as kernel
@@ -137,14 +140,13 @@ def launch(
     else:
         rows = [sources[i][:4] + plan.places(*sources[i][4:], box) for i, box in boxes]
     count = len(rows)
-    table = torch.empty((count, kernel.FIELDS), dtype=torch.int64, pin_memory=True)
-    table.numpy()[:] = rows
-    layout = torch.channels_last if plan.channels_last else torch.contiguous_format
-    out = torch.empty(
-        (count, channels, plan.height, plan.width), dtype=plan.dtype, device=device, memory_format=layout
-    )
+    if out is None:
+        layout = torch.channels_last if plan.channels_last else torch.contiguous_format
+        out = torch.empty(
+            (count, channels, plan.height, plan.width), dtype=plan.dtype, device=device, memory_format=layout
+        )
     kernel.resize[(count, -(-plan.height * plan.width // BLOCK))](
-        table.to(device, non_blocking=True),
+        (table or Table(count, device)).filled(rows),
         plan.on(device),
         out,
         HEIGHT=plan.height,
@@ -159,6 +161,26 @@ def launch(
         BLOCK=BLOCK,
     )
     return out
+
+
+class Table:
+    """Rows of numbers on their way to a GPU, in pinned memory that is used again."""
+
+    def __init__(self, rows: int, device: torch.device) -> None:
+        self._host = torch.empty((rows, 12), dtype=torch.int64, pin_memory=True)
+        self._there = torch.empty((rows, 12), dtype=torch.int64, device=device)
+        self._numbers = self._host.numpy()
+        self._copied = torch.cuda.Event(blocking=True)
+
+    def filled(self, rows: list[tuple[int, ...]]) -> torch.Tensor:
+        """The rows on the GPU, for the current stream."""
+        if len(rows) > len(self._host):
+            self.__init__(len(rows), self._there.device)  # type: ignore[misc]
+        self._copied.synchronize()  # the last copy, long done; ended by the GPU
+        self._numbers[: len(rows)] = rows
+        self._there.copy_(self._host, non_blocking=True)
+        self._copied.record()
+        return self._there
 
 
 def _one_on_cpu(view: torch.Tensor, plan: Plan, flips: bool, box: Box | None) -> torch.Tensor:
@@ -266,11 +288,17 @@ class PreprocessTensor(Backend):
             around=_three("pad_value", pad_value, 0.0),
         )
         self.decoder = Decoder(self.device, decode, threads)
+        self.table: Table | None = None
         if self.device.type == "cuda":
             optional("triton", "gpu")
-            warm = torch.zeros((3, 2, 2), dtype=torch.uint8, device=self.device)
-            for flips in (False, True):  # compiles what bytes need
-                fused_resize([warm], self.plan, flips)
+            self.table = Table(64, self.device)
+            self._compile()
+
+    def _compile(self) -> None:
+        """Have the kernel for bytes before the first request."""
+        warm = torch.zeros((3, 2, 2), dtype=torch.uint8, device=self.device)
+        for flips in (False, True):
+            fused_resize([warm], self.plan, flips)
 
     def forward(self, batch: list[Request]) -> None:
         files = [request for request in batch if type(request["data"]) is bytes]
@@ -287,6 +315,38 @@ class PreprocessTensor(Backend):
         for (_, _, flips), members in groups.items():
             self._run([batch[i] for i in members], [images[i] for i in members], flips)
 
+    def fits(self, buffer: torch.Tensor) -> None:
+        """Take over dtype and layout of a network's input buffer, which :meth:`fill` will write to.
+
+        Raises:
+            ConfigError: its images are of another size.
+        """
+        if buffer.shape[1:] != (3, self.plan.height, self.plan.width):
+            raise ConfigError(
+                f"PreprocessTensor makes 3x{self.plan.height}x{self.plan.width}, the network takes "
+                + "x".join(map(str, buffer.shape[1:]))
+            )
+        last = buffer.is_contiguous(memory_format=torch.channels_last)
+        self.plan = dataclasses.replace(self.plan, dtype=buffer.dtype, channels_last=last, affine={})
+        self._compile()
+
+    def fill(self, batch: list[Request], buffer: torch.Tensor) -> list[Request] | None:
+        """Decode and preprocess files into the first rows of ``buffer``; whose they are, in order.
+
+        What is no image gets no row. None: there is more to do than that, :meth:`forward` does it.
+        """
+        if any(type(request["data"]) is not bytes or "_box" in request for request in batch):
+            return None
+        pictures = self.decoder.decode(
+            [file_of(request["data"], "PreprocessTensor") for request in batch], True
+        )
+        kept = [(request, picture) for request, picture in zip(batch, pictures, strict=True) if picture]
+        if kept:
+            flips = self.color != "rgb"
+            sources = _sources([picture for _, picture in kept])
+            launch(sources, self.plan, self.device, flips=flips, out=buffer, table=self.table)
+        return [request for request, _ in kept]
+
     def _files(self, batch: list[Request]) -> None:
         """Decode and preprocess, with no call for each image: see ``NvJpeg.decode``."""
         pictures = self.decoder.decode([file_of(request["data"], "PreprocessTensor") for request in batch])
@@ -298,14 +358,10 @@ class PreprocessTensor(Backend):
         if self.device.type != "cuda":
             self._run(batch, [picture.tensor() for picture in pictures], self.color != "rgb")
             return
-        sources: list[Source] = []
-        starts = {id(picture.memory): picture.memory.data_ptr() for picture in pictures}
-        for picture in pictures:
-            place = picture.upright()
-            sources.append((starts[id(picture.memory)] + place[0], *place[1:]))
+        sources = _sources(pictures)
         boxes, counts = self._boxes(batch, [source[4:] for source in sources])
         flips = self.color != "rgb"
-        rows = launch(sources, self.plan, self.device, flips=flips, boxes=boxes)
+        rows = launch(sources, self.plan, self.device, flips=flips, boxes=boxes, table=self.table)
         self._write(batch, rows, counts, [source[4:] for source in sources])
 
     def _run(self, batch: list[Request], images: list[torch.Tensor], flips: bool) -> None:
@@ -387,6 +443,20 @@ def _boxes(request: Request, height: int, width: int) -> list[Box]:
             )
         boxes.append((x1, y1, x2, y2))
     return boxes
+
+
+def _sources(pictures: Sequence[Picture]) -> list[Source]:
+    sources: list[Source] = []
+    last, start = None, 0
+    for picture in pictures:
+        if picture.memory is not last:
+            last, start = picture.memory, picture.memory.data_ptr()
+        if picture.orientation == 1:
+            sources.append((start + picture.start, *picture[2:7]))
+        else:
+            place = picture.upright()
+            sources.append((start + place[0], *place[1:]))
+    return sources
 
 
 def _three(name: str, values: Sequence[float], default: float) -> tuple[float, float, float]:

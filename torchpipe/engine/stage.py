@@ -33,7 +33,7 @@ FAVOUR = 1e-3
 SHORT = 20e-3
 """Seconds that a request waits at most, about, for a running batch of a GPU to end."""
 
-AWAKE = 4
+AWAKE = 3
 """How many threads a batch wakes at once; each of them wakes one more."""
 
 

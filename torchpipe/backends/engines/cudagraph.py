@@ -19,12 +19,13 @@ from ...errors import ConfigError, RequestError
 from ...parameters import Count, DeviceName, Numbers
 from ...registry import built_in
 from ...request import Request
+from ..base import Backend
 from ..cuda import upload
 from ..opencv import describe
 from ..tensor import torch_device
 from .base import Engine, Normalise, existing_file
 from .module import cast, load_export, private_copy
-from .post import Postprocessor, deliver, on_gpu
+from .post import Postprocessor, deliver, on_gpu, prepared_by, through
 
 PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 WARM_UPS = 4
@@ -48,12 +49,16 @@ class CudaGraphTensor(Engine):
     the host microseconds whatever the network. Graphs are recorded when the pipe is built; each instance has
     its own, in one pool of memory.
 
+    ``CudaGraphTensor[PreprocessTensor]`` takes files and images: they are decoded and preprocessed straight
+    into the graphs' buffer, which spares a tensor for each.
+
     Reads ``data``: a tensor of k rows of the given shape, on any device, or a list of them for several
     inputs. Writes ``result``: what ``postprocessor`` says.
 
     Args:
         model: an ``nn.Module``, a TorchScript file (.pt, .pth, .ts, .jit) or a .pt2 export.
         shape: of one row, ``3x224x224``; of several inputs with commas between, ``3x224x224,10``.
+        inner: a PreprocessTensor that makes the batch, or none.
         max: the most requests that one call takes.
         batches: the sizes that are recorded; by default 1, 2, 4, 8, 12, 16, 24, 32, then in steps of 16, up
             to ``max``.
@@ -84,6 +89,7 @@ class CudaGraphTensor(Engine):
         self,
         model: str | torch.nn.Module,
         shape: str,
+        inner: Backend = "Identity",  # type: ignore[assignment]
         max: Count = 16,
         batches: Annotated[list[int], Field()] = (),  # type: ignore[assignment]
         precision: Literal["fp32", "tf32", "fp16", "bf16"] = "fp32",
@@ -107,6 +113,9 @@ class CudaGraphTensor(Engine):
         if scale is not None and self.inputs != 1:
             raise ConfigError(f"mean and std are for networks of one input, shape = {shape!r}")
         self._buffers = self._make_buffers(torch.float32 if scale is not None else self.dtype, channels_last)
+        self.inner = prepared_by(inner, self._buffers)
+        self._best = torch.empty((self.sizes[-1], 2), pin_memory=True)
+        self._done = torch.cuda.Event(blocking=True)
         self._dtype = self._buffers[0].dtype
         self._views = [[buffer[:rows] for rows in range(len(buffer) + 1)] for buffer in self._buffers]
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
@@ -218,6 +227,15 @@ class CudaGraphTensor(Engine):
     # Running
 
     def forward(self, batch: list[Request]) -> None:
+        if self.inner is not None:
+            rows = self.inner.fill(batch, self._buffers[0]) if len(batch) <= self.sizes[-1] else None
+            if rows is not None:
+                if rows:
+                    self._deliver(self._launch(len(rows)), rows, [1] * len(rows))
+                return
+            batch = through(self.inner, batch)
+            if not batch:
+                return
         columns: list[list[torch.Tensor]] = [[] for _ in self.shapes]
         counts = []
         for request in batch:
@@ -235,8 +253,17 @@ class CudaGraphTensor(Engine):
             for views, column in zip(self._views, columns, strict=True):
                 torch.cat(column, out=views[rows]) if len(column) > 1 else views[rows].copy_(column[0])
             outputs = self._launch(rows)
-            if self.postprocessor == "split":  # else the host takes them before anything else is launched
-                outputs = [output.clone() for output in outputs]
+        self._deliver(outputs, batch, counts)
+
+    def _deliver(self, outputs: list[torch.Tensor], batch: list[Request], counts: list[int]) -> None:
+        if self.postprocessor == "split":  # else the host takes them before anything else is launched
+            outputs = [output.clone() for output in outputs]
+        elif self.postprocessor.endswith("Max") and len(outputs[0]) <= len(self._best):
+            host = self._best[: len(outputs[0])]
+            host.copy_(outputs[0], non_blocking=True)
+            self._done.record()
+            self._done.synchronize()  # ended by the GPU
+            outputs = [host]
         deliver(self.postprocessor, outputs, batch, counts)
 
     def _check(self, tensors: Any) -> None:
@@ -274,6 +301,8 @@ class CudaGraphTensor(Engine):
         return outputs if size == rows else [output[:rows] for output in outputs]
 
     def close(self) -> None:
+        if self.inner is not None:
+            self.inner.close()
         torch.cuda.synchronize(self.device)
         self._graphs.clear()
         self._outputs.clear()

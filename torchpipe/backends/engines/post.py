@@ -1,4 +1,4 @@
-"""What becomes of a batch's outputs: a slice for each request, or answers computed for all at once."""
+"""What engines do before and after: a batch made by a PreprocessTensor, and answers for each request."""
 
 from __future__ import annotations
 
@@ -7,12 +7,40 @@ from typing import Literal
 
 import torch
 
-from ...errors import RequestError
+from ...errors import ConfigError, RequestError
 from ...request import Request
+from ..base import Backend
 from ..cuda import download
+from ..flow import Identity
 from ..opencv import describe
+from ..preprocess import PreprocessTensor
 
 Postprocessor = Literal["split", "cpu", "SoftmaxCpu", "SoftmaxMax", "SoftmaxArgMax"]
+
+
+def prepared_by(inner: Backend, buffers: Sequence[torch.Tensor]) -> PreprocessTensor | None:
+    """The PreprocessTensor between an engine's brackets, set to what its buffer is; None for Identity.
+
+    Raises:
+        ConfigError: another backend, several inputs, or images of another size.
+    """
+    if isinstance(inner, Identity):
+        return None
+    if not isinstance(inner, PreprocessTensor) or len(buffers) != 1 or buffers[0].ndim != 4:
+        raise ConfigError(
+            f"an engine of one image input takes a PreprocessTensor between its brackets, not {inner.label}"
+        )
+    inner.fits(buffers[0])
+    return inner
+
+
+def through(inner: Backend, batch: list[Request]) -> list[Request]:
+    """Run the inner backend; those that have a result, which becomes their data."""
+    inner.forward(batch)
+    ready = [request for request in batch if "result" in request]
+    for request in ready:
+        request["data"] = request.pop("result")
+    return ready
 
 
 def on_gpu(name: Postprocessor, outputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:

@@ -17,11 +17,12 @@ from ...registry import built_in
 from ...request import Request
 from ..base import Backend
 from ..cuda import upload
+from ..flow import Identity
 from ..opencv import describe
 from ..tensor import torch_device
 from . import tensorrt_api as api
 from .base import existing_file
-from .post import Postprocessor, deliver, on_gpu
+from .post import Postprocessor, deliver, on_gpu, prepared_by, through
 
 Texts = list[str]
 Shape = tuple[int, ...]
@@ -49,6 +50,7 @@ class TensorrtTensor(Backend):
 
     Args:
         model: .onnx, or an engine: .trt, .engine, .plan.
+        inner: a PreprocessTensor that makes the batch of files and images, or none; see CudaGraphTensor.
         model_cache: ``model::cache`` in a configuration; a .trt file: loaded if it exists, else written.
         timing_cache: ``model::timingcache``; a file in which the builder remembers what it measured.
         min: the smallest batch, ``1``, or the shape, ``1x3x224x224``; of several inputs with commas between,
@@ -83,6 +85,7 @@ class TensorrtTensor(Backend):
     def __init__(
         self,
         model: str,
+        inner: Backend = "Identity",  # type: ignore[assignment]
         model_cache: Annotated[str, "key model::cache"] = "",
         timing_cache: Annotated[str, "key model::timingcache"] = "",
         min: PerInstance = "1",
@@ -131,6 +134,11 @@ class TensorrtTensor(Backend):
                 if model_cache:
                     Path(model_cache).write_bytes(plan.data)
             self._load(ready)
+            self.buffer = torch.empty(0)
+            if len(self.inputs) == 1 and not isinstance(inner, Identity):
+                name = self.inputs[0]
+                self.buffer = torch.zeros(self.limits[name][1], dtype=self.dtypes[name], device=self.device)
+            self.inner = prepared_by(inner, [self.buffer])
 
     def _build(
         self,
@@ -182,6 +190,15 @@ class TensorrtTensor(Backend):
         self.max = min_of([high[0] for _, high in self.limits.values()])
 
     def forward(self, batch: list[Request]) -> None:
+        if self.inner is not None:
+            rows = self.inner.fill(batch, self.buffer)
+            if rows is not None:
+                if rows:
+                    self._deliver([self.buffer[: len(rows)]], rows, [1] * len(rows))
+                return
+            batch = through(self.inner, batch)
+            if not batch:
+                return
         columns: list[list[torch.Tensor]] = [[] for _ in self.inputs]
         counts = []
         for request in batch:
@@ -192,8 +209,11 @@ class TensorrtTensor(Backend):
             for column, name, tensor in zip(columns, self.inputs, tensors, strict=True):
                 column.append(self._fitted(name, tensor))
             counts.append(len(columns[0][-1]))
-        outputs = self.infer([torch.cat(column) if len(column) > 1 else column[0] for column in columns])
-        deliver(self.postprocessor, on_gpu(self.postprocessor, outputs), batch, counts)
+        inputs = [torch.cat(column) if len(column) > 1 else column[0] for column in columns]
+        self._deliver(inputs, batch, counts)
+
+    def _deliver(self, inputs: list[torch.Tensor], batch: list[Request], counts: list[int]) -> None:
+        deliver(self.postprocessor, on_gpu(self.postprocessor, self.infer(inputs)), batch, counts)
 
     def infer(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
         """One call of the engine, in the current stream."""
@@ -229,6 +249,8 @@ class TensorrtTensor(Backend):
         return tensor.to(self.dtypes[name]).contiguous()
 
     def close(self) -> None:
+        if self.inner is not None:
+            self.inner.close()
         torch.cuda.synchronize(self.device)
         del self.context, self.engine, self._runtime
 
