@@ -324,7 +324,7 @@ class Stage:
             return False
         self.instances.remove(instance)
         self.pool.resize(1)  # one of its threads does not come back
-        self.pool.put(functools.partial(self._tell, tickets, [own_copy(error) for _ in tickets]))
+        self.pool.put(functools.partial(self._tell, tickets.copy(), [own_copy(error) for _ in tickets]))
         return True
 
     def put_in(self, instance: Instance) -> None:
@@ -472,6 +472,12 @@ class Stage:
         self._collecting = bell
         try:
             while (room := self._room(instance, tickets)) and not self._can_run(1):
+                more = self._take(room)  # also what came before anybody could see the bell
+                tickets += more
+                if more:
+                    continue
+                if self.pending:
+                    return False  # what waits does not fit
                 now = perf_counter()
                 left = tickets[0].arrived + self.timeout - now
                 if left <= 0:
@@ -480,11 +486,8 @@ class Stage:
                 if wait <= 0:
                     return False
                 self._enough = room if wait < BURST else 1
-                bell.acquire(timeout=min(wait, left))  # ended by an arrival, a freed instance, or the clock
-                more = self._take(room)
-                if not more and self.pending:
-                    return False  # what waits does not fit
-                tickets += more
+                if not self.pending and not self._can_run(1):
+                    bell.acquire(timeout=min(wait, left))  # ended by an arrival, a freed instance, the clock
         finally:
             self._collecting = None
         return False
