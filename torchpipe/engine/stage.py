@@ -278,6 +278,8 @@ class Stage:
             ticket.wake.release()
         if len(sleeping) == len(tickets):
             return
+        if self.on_gpu:
+            self._share()  # requests that were kept for this batch's end shall not wait for callbacks too
         for ticket in tickets:
             if ticket.journey is None:
                 if ticket.interruptible:
