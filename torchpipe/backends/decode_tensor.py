@@ -152,7 +152,7 @@ class Decoder:
             own = len(chosen) == len(files)
             found = self._on_gpu(
                 files if own else [files[i] for i in chosen],
-                headers if own else [headers[i] for i in chosen],  # type: ignore[arg-type]
+                [head for i in chosen if (head := headers[i]) is not None],
                 scratch,
             )
             if own and all(picture is not None for picture in found):

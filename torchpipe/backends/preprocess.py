@@ -139,7 +139,7 @@ def launch(
     if boxes is None:
         rows = [source[:4] + plan.places(source[4], source[5]) for source in sources]
     else:
-        rows = [sources[i][:4] + plan.places(*sources[i][4:], box) for i, box in boxes]
+        rows = [sources[i][:4] + plan.places(sources[i][4], sources[i][5], box) for i, box in boxes]
     count = len(rows)
     if out is None:
         layout = torch.channels_last if plan.channels_last else torch.contiguous_format
@@ -185,7 +185,7 @@ class Table:
 
 
 def _one_on_cpu(view: torch.Tensor, plan: Plan, flips: bool, box: Box | None) -> torch.Tensor:
-    top, left, h, w, y, x, dh, dw = plan.places(*view.shape[1:], box)
+    top, left, h, w, y, x, dh, dw = plan.places(view.shape[1], view.shape[2], box)
     part = view[None, :, top : top + h, left : left + w].float()
     resized = torch.nn.functional.interpolate(
         part,
@@ -232,6 +232,7 @@ class PreprocessTensor(Backend):
         pad_value: the pixel value around the image, one or three numbers.
         align_corners: the corner pixels' centres stay where they are; else the corners of the image do.
         antialias: average over all pixels that become one, as Pillow does; else only four are looked at.
+        rounded: to whole pixel values after resizing, as Pillow does; a network may be sensitive to it.
         channels_last: the layout in memory that convolutions on tensor cores like.
         device: cpu, gpu, cuda, cuda:N, N; auto takes a GPU if there is one; with ``;`` instances take turns.
         decode: of files, as for DecodeTensor: gpu, cpu or auto.
@@ -261,6 +262,7 @@ class PreprocessTensor(Backend):
         pad_value: Numbers = (0.0,),  # type: ignore[assignment]
         align_corners: bool = False,
         antialias: bool = True,
+        rounded: bool = False,
         channels_last: bool = False,
         device: DeviceName = "auto",
         decode: Decode = "gpu",
@@ -282,7 +284,8 @@ class PreprocessTensor(Backend):
             crop_ratio,
             align_corners,
             antialias,
-            channels_last=channels_last,
+            rounded,
+            channels_last,
             dtype=DTYPES[dtype],
             factor=tuple(1 / s for s in spread),
             summand=tuple(-m / s for m, s in zip(shift, spread, strict=True)),
@@ -341,7 +344,11 @@ class PreprocessTensor(Backend):
         pictures = self.decoder.decode(
             [file_of(request["data"], "PreprocessTensor") for request in batch], True
         )
-        kept = [(request, picture) for request, picture in zip(batch, pictures, strict=True) if picture]
+        kept = [
+            (request, picture)
+            for request, picture in zip(batch, pictures, strict=True)
+            if picture is not None
+        ]
         if kept:
             flips = self.color != "rgb"
             sources = _sources([picture for _, picture in kept])
@@ -350,10 +357,9 @@ class PreprocessTensor(Backend):
 
     def _files(self, batch: list[Request]) -> None:
         """Decode and preprocess, with no call for each image: see ``NvJpeg.decode``."""
-        pictures = self.decoder.decode([file_of(request["data"], "PreprocessTensor") for request in batch])
-        if any(picture is None for picture in pictures):
-            batch = [batch[i] for i, picture in enumerate(pictures) if picture is not None]
-            pictures = [picture for picture in pictures if picture is not None]
+        decoded = self.decoder.decode([file_of(request["data"], "PreprocessTensor") for request in batch])
+        batch = [request for request, picture in zip(batch, decoded, strict=True) if picture is not None]
+        pictures = [picture for picture in decoded if picture is not None]
         if not batch:
             return
         if self.device.type != "cuda":
@@ -392,7 +398,7 @@ class PreprocessTensor(Backend):
             request["result"] = result
             request["color"] = self.color
             if padded and "_box" not in request:
-                request["inverse_trans"] = Inverse(self.plan.places(*size))
+                request["inverse_trans"] = Inverse(self.plan.places(size[0], size[1]))
 
     def close(self) -> None:
         self.decoder.close()

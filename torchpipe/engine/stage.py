@@ -418,6 +418,8 @@ class Stage:
             before.following = after
         for ticket in sleeping[:AWAKE]:
             ticket.wake.release()
+        if arrivals and self.on_gpu:
+            self._share()  # what was kept for this batch's end shall not wait for callbacks too
         if arrivals and self.pool.mine():
             go_on(arrivals)
         elif arrivals:

@@ -228,10 +228,10 @@ class CudaGraphTensor(Engine):
 
     def forward(self, batch: list[Request]) -> None:
         if self.inner is not None:
-            rows = self.inner.fill(batch, self._buffers[0]) if len(batch) <= self.sizes[-1] else None
-            if rows is not None:
-                if rows:
-                    self._deliver(self._launch(len(rows)), rows, [1] * len(rows))
+            filled = self.inner.fill(batch, self._buffers[0]) if len(batch) <= self.sizes[-1] else None
+            if filled is not None:
+                if filled:
+                    self._deliver(self._launch(len(filled)), filled, [1] * len(filled))
                 return
             batch = through(self.inner, batch)
             if not batch:

@@ -24,7 +24,7 @@ def prepared_by(inner: Backend, buffers: Sequence[torch.Tensor]) -> PreprocessTe
     Raises:
         ConfigError: another backend, several inputs, or images of another size.
     """
-    if isinstance(inner, Identity):
+    if isinstance(inner, (str, Identity)):  # a str where the engine is not built from a configuration
         return None
     if not isinstance(inner, PreprocessTensor) or len(buffers) != 1 or buffers[0].ndim != 4:
         raise ConfigError(

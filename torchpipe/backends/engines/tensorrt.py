@@ -109,7 +109,12 @@ class TensorrtTensor(Backend):
         self.trt, self.logger = api.load(log_level)
         self.postprocessor = postprocessor
         scale = _scale(mean, std)
-        forced = {"fp32": fp32, "fp16": fp16, "output::fp32": output_fp32, "output::fp16": output_fp16}
+        forced: dict[str, Sequence[str]] = {
+            "fp32": fp32,
+            "fp16": fp16,
+            "output::fp32": output_fp32,
+            "output::fp16": output_fp16,
+        }
         ready = model_cache if model_cache and Path(model_cache).is_file() else model
         with torch.cuda.device(self.device), _building:
             if Path(ready).suffix in (".trt", ".engine", ".plan"):
@@ -135,7 +140,7 @@ class TensorrtTensor(Backend):
                     Path(model_cache).write_bytes(plan.data)
             self._load(ready)
             self.buffer = torch.empty(0)
-            if len(self.inputs) == 1 and not isinstance(inner, Identity):
+            if len(self.inputs) == 1 and not isinstance(inner, (str, Identity)):
                 name = self.inputs[0]
                 self.buffer = torch.zeros(self.limits[name][1], dtype=self.dtypes[name], device=self.device)
             self.inner = prepared_by(inner, [self.buffer])
