@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import torchpipe
-from torchpipe.backends.decode import Picture, upright
+from torchpipe.backends.decode_tensor import Picture, upright
 from torchpipe.backends.jpeg import header
 
 PHOTO = Path("demo/images/cat.jpg").read_bytes()

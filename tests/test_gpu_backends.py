@@ -13,7 +13,7 @@ from networks import Classifier, SumAndDifference
 from PIL import Image
 
 import torchpipe
-from torchpipe.backends.preprocess import Plan, fused_resize
+from torchpipe.backends.fused import Plan, fused_resize
 
 pytestmark = [
     pytest.mark.gpu,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import torchpipe
-from torchpipe.backends.preprocess import Plan
+from torchpipe.backends.fused import Plan
 
 PHOTO = Path("demo/images/cat.jpg").read_bytes()
 SIZE = {"resize_h": 32, "resize_w": 48}
