@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import threading
 import types
 from _thread import get_ident
@@ -35,7 +34,7 @@ class Instance:
         self.stream = _stream_of(backend)  # a GPU's, current whenever the backend runs; or None
         self.forward: Callable[[list[Request]], None] = backend.forward
         if self.stream is not None:
-            self.forward = functools.partial(self.stream.run, backend.forward)
+            self.forward = self._on_stream
         self.on_host = False  # whether it waits for the values that GPUs are still working on
         self.owner = 0  # the thread that is running it, for refusing re-entry
         self.since = 0.0  # when it started to run
@@ -54,13 +53,14 @@ class Instance:
         """Run a single request that nothing else waited with; its error, if any. The path of an idle pipe."""
         start = self.since = perf_counter()
         try:
-            self.owner, self.busy_with = get_ident(), 1
+            self.owner = get_ident()
             self.forward([request])
         except BaseException as error:
             return self._blame_all(error, [request], None)[0]
         finally:
-            self.owner = self.busy_with = 0
-            self._count(1, perf_counter() - start)
+            self.owner = 0
+            if self.stream is None:
+                self._learn(1, perf_counter() - start)
             self.alone += 1
         return None
 
@@ -74,16 +74,25 @@ class Instance:
         errors: list[BaseException | None] | None = None
         start = self.since = perf_counter()
         try:
-            self.owner, self.busy_with = get_ident(), size
+            self.owner = get_ident()
             self.forward(batch.copy())  # a backend may take its list apart
         except BaseException as error:
             errors = self._blame_all(error, batch, saved)
         finally:
-            self.owner = self.busy_with = 0
-        self._count(size, perf_counter() - start, failed=errors is not None)
+            self.owner = 0
+        if self.stream is None:
+            self._learn(size, perf_counter() - start, failed=errors is not None)
         self.sizes[size] = self.sizes.get(size, 0) + 1
         self.closings[closing] = self.closings.get(closing, 0) + 1
         return errors
+
+    def _on_stream(self, batch: list[Request]) -> None:
+        assert self.stream is not None
+        self.busy_with = len(batch)
+        try:
+            self.stream.run(self.backend.forward, batch)
+        finally:
+            self.busy_with = 0
 
     def behind(self) -> bool:
         """Whether its stream is still at work on the last batch."""
@@ -100,11 +109,8 @@ class Instance:
             for size, took in self.stream.drain():
                 self._learn(size, took)
 
-    def _count(self, size: int, took: float, failed: bool = False) -> None:
-        if self.stream is None:  # else the host's time says nothing: see catch_up
-            self._learn(size, took, failed)
-
     def _learn(self, size: int, took: float, failed: bool = False) -> None:
+        """Remember what a batch took; of a stream that is known only when it has caught up."""
         self.run_times.append(took)
         self.floor = took if took < self.floor else self.floor * 1.02
         if self.max > 1 and not failed:

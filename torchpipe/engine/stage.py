@@ -93,15 +93,17 @@ class Stage:
         self.free: deque[Instance] | FreeByRange = deque(instances) if uniform else FreeByRange(instances)
         self.on_gpu = any(instance.stream is not None for instance in instances)
         if isinstance(self.free, FreeByRange):
+            pop: Callable[[], Instance] = self.free.pop
             self._pop_fitting: Callable[[int], Instance] = self.free.pop
             self._can_run: Callable[[int], bool] = self.free.fits
         else:
             # Of instances with streams the one that was freed first: the likeliest to have caught up.
             pop = self.free.popleft if self.on_gpu else self.free.pop
             self._pop_fitting, self._can_run = (lambda size: pop()), (lambda size: bool(self.free))
+        self._pop_free = iter(pop, None)
         self._collecting: threading.Lock | None = None  # the bell of a batch that waits for company
         self._enough = 1  # how many must have come for an arrival to ring it
-        self._pop_free = iter(functools.partial(self._pop_fitting, 1), None)
+        self._direct = not (threads or self._looks or self.watched)  # a caller may just run its request
 
     # Requests come in
 
@@ -114,8 +116,7 @@ class Stage:
             instance, wait = None, False
             if self.timeout:
                 self.patience.arrivals.add(perf_counter())
-            detour = self.threads or self._looks or self.watched or (self.on_gpu and self._busy())
-            if not (self.pending or self._collecting or detour):
+            if self._direct and not (self.pending or self._collecting) and not (self.on_gpu and self._busy()):
                 # An iterator, because an interrupt cannot strike between its step and the try below: after
                 # a call it could, and would lose the instance.
                 try:
@@ -126,7 +127,7 @@ class Stage:
             if instance is None:
                 return self._run_queued(request, journey)
             try:
-                wait = instance.behind() or (
+                wait = (self.on_gpu and instance.behind()) or (
                     self.timeout > 0 and self.patience.wait(1, perf_counter(), instance.costs) > 0
                 )
                 error = None if wait else instance.execute_one(request)
@@ -363,7 +364,7 @@ class Stage:
     def give_up(self, error: BaseException) -> None:
         """No instance is left: refuse what comes, and end what waits."""
         self._lost = error
-        self._looks = True
+        self._looks, self._direct = True, False
         self.flush(error)
 
     def _share(self) -> None:
