@@ -1,4 +1,4 @@
-"""The command line: ``python -m torchpipe run | backends | explain | bench``."""
+"""The command line: ``python -m torchpipe run | backends | explain | bench | encrypt | ...``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from .errors import TorchpipeError
 from .pipe import Pipe
 from .reference import backends
+from .tools import encrypt
 
 
 def run(options: argparse.Namespace) -> int:
@@ -81,10 +82,12 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("--total", type=int, default=500, help="requests for each number of clients")
     command.set_defaults(call=bench)
 
+    encrypt.add_commands(commands)
+
     options = parser.parse_args(arguments)
     try:
         return options.call(options)
-    except (TorchpipeError, OSError) as error:
+    except (TorchpipeError, ImportError, OSError) as error:
         print(f"torchpipe: {error}", file=sys.stderr)
         return 2
 

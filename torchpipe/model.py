@@ -7,6 +7,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .encryption import SUFFIX
 from .errors import ConfigError, NoResultError, shown
 from .pipe import Pipe
 
@@ -89,7 +90,8 @@ def model(
     """Make a network into a thread-safe function on tensors: ``y = model(x)``.
 
     The engine follows from the file's suffix: ``.onnx`` (ONNX Runtime), ``.pt2`` (torch.export), ``.pt``,
-    ``.pth``, ``.ts`` and ``.jit`` (TorchScript); an ``nn.Module`` runs as it is, in eval mode.
+    ``.pth``, ``.ts`` and ``.jit`` (TorchScript), or that and ``.encrypted``; an ``nn.Module`` runs as it is,
+    in eval mode.
 
     >>> import torch
     >>> double = model(torch.nn.Identity(), max=4, device="cpu")
@@ -115,7 +117,7 @@ def model(
             raise ConfigError(f"{key} = {shown(parameters[key])}: it follows from the network given")
     if isinstance(path_or_module, (str, os.PathLike)):
         target: Any = os.fspath(path_or_module)
-        suffix = Path(target).suffix
+        suffix = Path(target.removesuffix(SUFFIX)).suffix
         if suffix not in ENGINES:
             raise ConfigError(f"no engine for {target!r}: its name must end in one of {', '.join(ENGINES)}")
         backend = ENGINES[suffix]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterable
 from typing import Any
 
@@ -43,8 +43,8 @@ def stage_stats(stage: Stage) -> dict[str, Any]:
             sizes[1] += instance.alone
             closings["alone"] += instance.alone
             wait_times += [0.0] * min(instance.alone, KEPT)
-        run_times += instance.run_times.copy()
-        wait_times += instance.wait_times.copy()
+        run_times += _copied(instance.run_times)
+        wait_times += _copied(instance.wait_times)
         for size, seconds in dict(instance.costs.by_size).items():
             costs.setdefault(size, []).append(seconds)
     figures: dict[str, Any] = {
@@ -63,6 +63,15 @@ def stage_stats(stage: Stage) -> dict[str, Any]:
         figures["fixed_ms"] = sum(instance.costs.fixed for instance in stage.instances) / count * 1e3
         figures["each_ms"] = sum(instance.costs.each for instance in stage.instances) / count * 1e3
     return figures
+
+
+def _copied(times: deque[float]) -> list[float]:
+    """What is in a deque that never shrinks, while its owner goes on adding.
+
+    By index, since without the interpreter lock neither ``copy()`` nor an iterator may see it change. A full
+    one is longer than it may be for the moment in which it takes one more.
+    """
+    return [times[i] for i in range(min(len(times), KEPT))]
 
 
 def percentiles(seconds: Iterable[float]) -> dict[str, float]:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from pydantic import Field
 
+from ...encryption import SUFFIX, decrypted
 from ...errors import ConfigError, RequestError
 from ...parameters import Number
 from ...request import Request
@@ -153,13 +154,27 @@ class Normalise:
 
 
 def existing_file(path: str, suffixes: tuple[str, ...]) -> Path:
-    """``path`` if it is a file with one of the suffixes, else a ConfigError."""
+    """``path`` if it is a file with one of the suffixes, encrypted or not, else a ConfigError."""
     file = Path(path)
-    if file.suffix not in suffixes:
-        raise ConfigError(f"model = {path!r}: its name must end in {' or '.join(suffixes)}")
+    if Path(path.removesuffix(SUFFIX)).suffix not in suffixes:
+        raise ConfigError(
+            f"model = {path!r}: its name must end in {' or '.join(suffixes)} (or that and {SUFFIX})"
+        )
     if not file.is_file():
         raise ConfigError(f"model = {path!r}: no such file")
     return file
+
+
+def model_source(path: str, suffixes: tuple[str, ...]) -> str | bytes:
+    """What a library loads a model from: the path of its file, or what is in an encrypted one.
+
+    That is decrypted in memory and is never written to a disk; the key is the environment's.
+
+    Raises:
+        ConfigError: no such file, another suffix, no key, a wrong key, or a file that was changed.
+    """
+    file = existing_file(path, suffixes)
+    return decrypted(file) if file.suffix == SUFFIX else str(file)
 
 
 def limit_torch_threads(count: int) -> None:

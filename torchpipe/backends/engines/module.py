@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +14,7 @@ from ...errors import ConfigError
 from ...parameters import Count, Numbers
 from ...registry import built_in
 from ..tensor import torch_device
-from .base import DTYPES, Engine, Precision, Threads, existing_file, limit_torch_threads
+from .base import DTYPES, Engine, Precision, Threads, limit_torch_threads, model_source
 
 
 class TorchEngine(Engine):
@@ -52,8 +53,8 @@ class ModuleTensor(TorchEngine):
     cast to ``precision``. Writes ``result``: tensors on ``device`` with the same rows.
 
     Args:
-        model: the module itself, or the path of a .pt2 file. The module given stays as it is: instances run
-            a copy in eval mode, which shares its weights unless device or precision differ.
+        model: the module itself, or the path of a .pt2 or .pt2.encrypted file. The module given stays as it
+            is: instances run a copy in eval mode, which shares its weights unless device or precision differ.
         max: the most requests that one call takes.
         precision: fp32, fp16 or bf16; of a .pt2 file only fp32, what it was exported with.
         mean: one or three numbers on the scale of 0 to 255, subtracted from the image.
@@ -97,7 +98,7 @@ class TorchScriptTensor(TorchEngine):
     cast to ``precision``. Writes ``result``: tensors on ``device`` with the same rows.
 
     Args:
-        model: path of the file, .pt, .pth, .ts or .jit.
+        model: path of the file, .pt, .pth, .ts or .jit, or the same and .encrypted.
         max: the most requests that one call takes.
         precision: fp32, fp16 or bf16.
         mean: one or three numbers on the scale of 0 to 255, subtracted from the image.
@@ -127,9 +128,9 @@ class TorchScriptTensor(TorchEngine):
         threads: Threads = 1,
     ) -> None:
         super().__init__(max, precision, mean, std, device, threads)
-        path = existing_file(model, (".pt", ".pth", ".ts", ".jit"))
+        source = torch_source(model, (".pt", ".pth", ".ts", ".jit"))
         try:
-            network = torch.jit.load(str(path), map_location=self.device)
+            network = torch.jit.load(source, map_location=self.device)
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(f"model = {model!r} is no TorchScript file: {reason}") from error
@@ -153,15 +154,21 @@ def cast(module: torch.nn.Module, device: torch.device, dtype: torch.dtype) -> t
     return module._apply(lambda t: t.to(device, dtype if t.is_floating_point() else t.dtype))
 
 
+def torch_source(path: str, suffixes: tuple[str, ...]) -> str | io.BytesIO:
+    """A model file as torch loads it; an encrypted one from memory."""
+    source = model_source(path, suffixes)
+    return io.BytesIO(source) if isinstance(source, bytes) else source
+
+
 _loading = threading.Lock()  # torch.export.load keeps its state in globals; ended by its return
 
 
 def load_export(path: str) -> torch.nn.Module:
     """The module inside a .pt2 file."""
-    file = existing_file(path, (".pt2",))
+    source = torch_source(path, (".pt2",))
     try:
         with _loading:
-            return torch.export.load(str(file)).module()
+            return torch.export.load(source).module()
     except Exception as error:  # whatever the archive's reader stumbles over
         raise ConfigError(f"model = {path!r} is no exported program: {error}") from error
 

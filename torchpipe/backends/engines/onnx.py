@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -12,7 +11,7 @@ from ...errors import ConfigError, RequestError, optional
 from ...parameters import Count, Numbers
 from ...registry import built_in
 from ..tensor import as_numpy, torch_device
-from .base import Engine, Threads, existing_file
+from .base import Engine, Threads, model_source
 
 INPUT_DTYPES = {
     "tensor(float)": np.float32,
@@ -34,8 +33,8 @@ class OnnxTensor(Engine):
     Writes ``result``: CPU tensors with the same rows. Each instance has a session of its own.
 
     Args:
-        model: path of the .onnx file. Its first axis must be dynamic for ``max`` above 1; where it is fixed,
-            each request brings exactly that many rows.
+        model: path of the .onnx or .onnx.encrypted file. Its first axis must be dynamic for ``max`` above 1;
+            where it is fixed, each request brings exactly that many rows.
         max: the most requests that one call takes.
         precision: fp32 runs the file as it is; fp16 converts its weights and arithmetic first, inputs and
             outputs stay as they are. That is for GPUs: a CPU gains nothing by it.
@@ -72,7 +71,7 @@ class OnnxTensor(Engine):
     ) -> None:
         super().__init__(max, list(mean), list(std))
         runtime = optional("onnxruntime", "onnx")
-        path = existing_file(model, (".onnx",))
+        source = model_source(model, (".onnx",))
         options = runtime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -85,8 +84,8 @@ class OnnxTensor(Engine):
                 raise ConfigError(f"device = {device!r}: this build of onnxruntime has no {provider}")
         chosen = [(provider, {"device_id": place.index} if place.type == "cuda" else {})]
         try:
-            source = str(path) if precision == "fp32" else _half(path)
-            self.session = runtime.InferenceSession(source, options, providers=chosen)
+            network = source if precision == "fp32" else _half(source)
+            self.session = runtime.InferenceSession(network, options, providers=chosen)
         except ImportError:
             raise
         except Exception as error:  # onnxruntime's own classes share no public base
@@ -139,8 +138,9 @@ class OnnxTensor(Engine):
             )
 
 
-def _half(path: Path) -> bytes:
+def _half(source: str | bytes) -> bytes:
     """The network with fp16 weights and arithmetic, its inputs and outputs as they were."""
     onnx = optional("onnx", "onnx")
     float16 = optional("onnxruntime.transformers.float16", "onnx")
-    return float16.convert_float_to_float16(onnx.load(str(path)), keep_io_types=True).SerializeToString()
+    network = onnx.load(source) if isinstance(source, str) else onnx.load_from_string(source)
+    return float16.convert_float_to_float16(network, keep_io_types=True).SerializeToString()

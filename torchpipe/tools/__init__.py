@@ -1,0 +1,1 @@
+"""Tools around a pipe, for the command line; nothing that runs requests imports them."""
