@@ -49,6 +49,7 @@ def test_the_tree_of_backends_has_aliases_filters_and_parameters(explained):
 def test_the_order_of_nodes_and_their_batches_are_there(explained):
     assert list(explained) == ["a", "b"]
     assert (explained["a"]["next"], explained["b"]["next"]) == ("b", "")
+    assert explained["a"]["map"] == explained["a"]["sends_to"] == []
     assert (explained["a"]["max"], explained["b"]["max"]) == (3, UNLIMITED)
 
 
@@ -61,6 +62,32 @@ def test_printed_it_is_a_page_to_read(explained):
     assert "    (or) Max" in lines
     assert "          time = 2.0  (node: time)" in lines
     assert lines[lines.index("node 'b'") + 1].startswith("  batches of any number, ")
+
+
+def test_the_graph_is_there_with_maps_jumps_borrowed_instances_and_groups():
+    config = {
+        "in": {"next": "left,right"},
+        "left": {"backend": "MapReduce[rec]", "next": "out"},
+        "right": {"backend": "S[Identity,Jump(jump=rec.2)]", "next": "out"},
+        "out": {"map": "left[result:data], right[result:other]"},
+        "rec": {"backend": "Identity&Max(max=4)", "instance_num": "1&2"},
+        "rec.2": {},
+    }
+    with Pipe(config) as pipe:
+        explained = pipe.explain()
+    assert explained["out"]["map"] == ["left[result:data]", "right[result:other]"]
+    assert (explained["left"]["sends_to"], explained["right"]["sends_to"]) == (["rec"], ["rec.2"])
+    assert explained["rec.2"]["instances_of"] == "rec"
+    assert [group["instance_num"] for group in explained["rec"]["groups"]] == [1, 2]
+    page = str(explained)
+    for line in (
+        "node 'in' -> left,right",
+        "  made of left[result:data], right[result:other]",
+        "  sends requests to 'rec'",
+        "  uses the instances of 'rec'",
+        "  group of 2",
+    ):
+        assert line in page.splitlines()
 
 
 def test_an_addressed_parameter_says_so():

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from .backends.base import UNLIMITED
+from .backends.jump import Jump
 from .component import Blueprint
 from .config import PipeConfig
 from .errors import shown
+from .mapping import parse_map
+from .node_config import NodeConfig
 
 ALWAYS = ("backend", "next", "filter", "instance_num", "batching_timeout", "on_error")
 """Options that are told even where nobody set them."""
@@ -23,11 +26,20 @@ class Explanation(dict):
             lines.append(f"node {name!r}{arrow}")
             sizes = {None: "as they are called", UNLIMITED: "of any number"}
             batches = sizes.get(node["max"], f"of 1 to {node['max']}")
+            if node["map"]:
+                lines.append(f"  made of {', '.join(node['map'])}")
+            if node["sends_to"]:
+                lines.append(f"  sends requests to {', '.join(map(repr, node['sends_to']))}")
+            if node["instances_of"] != name:
+                lines.append(f"  uses the instances of {node['instances_of']!r}")
             lines.append(f"  batches {batches}, {node['threads']}")
             width = max(len(key) for key in node["options"])
             for key, (value, source) in node["options"].items():
                 lines.append(f"  {key:<{width}} = {value!r:<12} ({source})")
-            _show(node["backend"], "  ", lines)
+            for group in node["groups"]:
+                if len(node["groups"]) > 1:
+                    lines.append(f"  group of {group['instance_num']}")
+                _show(group["backend"], "  ", lines)
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -40,10 +52,13 @@ def explain(config: PipeConfig, maxima: dict[str, int]) -> Explanation:
     """
     nodes: dict[str, Any] = {}
     for name, node in config.nodes.items():
-        bound = node.blueprint.bound
+        bound = any(group.blueprint.bound for group in node.groups)
         scheduled = "a thread for each instance" if bound else "instances run on the callers' threads"
         nodes[name] = {
             "next": node.options.next,
+            "map": [str(source) for source in parse_map(node.options.map)] if node.options.map else [],
+            "sends_to": _targets(node),
+            "instances_of": node.lender,
             "max": maxima.get(name),
             "threads": "without a scheduler" if config.unscheduled else scheduled,
             "options": {
@@ -52,8 +67,21 @@ def explain(config: PipeConfig, maxima: dict[str, int]) -> Explanation:
                 if key in ALWAYS or setting.source != "default"
             },
             "backend": _describe(node.blueprint),
+            "groups": [
+                {"instance_num": group.instance_num, "backend": _describe(group.blueprint)}
+                for group in node.groups
+            ],
         }
     return Explanation(nodes)
+
+
+def _targets(node: NodeConfig) -> list[str]:
+    """The nodes to which the Jumps among its backends send."""
+    jumps = (part for group in node.groups for part in group.blueprint.walk() if issubclass(part.cls, Jump))
+    values = (
+        part.settings[key].value for part in jumps for key in ("target", "jump") if key in part.settings
+    )
+    return list(dict.fromkeys(value for value in values if value))
 
 
 def _describe(blueprint: Blueprint) -> dict[str, Any]:
