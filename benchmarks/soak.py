@@ -334,7 +334,8 @@ def table(told: dict[str, Any]) -> str:
         "# Soak",
         "",
         f"`python benchmarks/soak.py --seconds {told['seconds']:g}`: {THREADS} threads, {TASKS} asyncio "
-        f"tasks, Python {here['python']}, {here['cores']} cores ({here['processor']}), load average {here['load']}.",
+        f"tasks, Python {here['python']}, {here['cores']} cores ({here['processor']}), load average "
+        f"{here['load']}.",
         "",
         row(["", "", ""]),
         row(["---", "---:", "---"]),
