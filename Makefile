@@ -1,10 +1,12 @@
-.PHONY: demo test lint fix bench docs setup
+.PHONY: demo ocr test lint fix bench docs setup
 python = .venv/bin/python
 
 setup:
 	@scripts/setup
 demo: setup  ## classify real photographs, one by one and under load
 	$(python) demo/run.py
+ocr: setup  ## read the text in the example pictures, with a graph of three networks
+	$(python) examples/ocr/run.py
 test: setup  ## the whole test suite
 	$(python) -m pytest
 lint: setup
@@ -15,4 +17,4 @@ docs: setup  ## write docs/backends.md from the backends' declarations
 	$(python) scripts/reference.py
 bench: setup  ## every benchmark; rivals are installed into .venv-rivals
 	benchmarks/rivals.sh
-	for name in dispatch preprocess waiting service batching; do $(python) benchmarks/$$name.py || exit 1; done
+	for name in dispatch preprocess waiting service batching images tensors process engines ocr soak; do $(python) benchmarks/$$name.py || exit 1; done

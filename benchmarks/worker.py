@@ -12,7 +12,7 @@ from typing import Any
 
 from load import closed_loop, open_loop
 
-PACKAGES = ("torchpipe", "omniback", "torch", "onnxruntime", "opencv-python-headless", "numpy")
+PACKAGES = ("torchpipe", "omniback", "torch", "onnxruntime", "openvino", "opencv-python-headless", "numpy")
 MODULES = {"opencv-python-headless": "cv2"}
 
 

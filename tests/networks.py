@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx
+import openvino
 import torch
 from onnx import numpy_helper, parser
 from torch import nn
@@ -62,6 +63,13 @@ def onnx_classifier(path: Path, shape: str = "n,3,h,w") -> str:
     )
 
 
+def to_xml(onnx_file: str) -> str:
+    """The same network as OpenVINO's own file, beside it."""
+    path = str(Path(onnx_file).with_suffix(".xml"))
+    openvino.save_model(openvino.Core().read_model(onnx_file), path, compress_to_fp16=False)
+    return path
+
+
 def classifier_files(folder: Path) -> dict[str, str]:
     """The classifier by suffix."""
     net = Classifier().eval()
@@ -71,8 +79,8 @@ def classifier_files(folder: Path) -> dict[str, str]:
     scripted = torch.jit.script(net)
     for suffix in ("pt", "pth", "ts", "jit"):
         scripted.save(str(folder / f"net.{suffix}"))
-    onnx_classifier(folder / "net.onnx")
-    return {path.suffix: str(path) for path in folder.iterdir()}
+    to_xml(onnx_classifier(folder / "net.onnx"))
+    return {path.suffix: str(path) for path in folder.iterdir() if path.suffix != ".bin"}
 
 
 def pair_files(folder: Path) -> dict[str, str]:

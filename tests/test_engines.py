@@ -5,6 +5,7 @@ import gc
 import os
 import re
 import shutil
+import sys
 import weakref
 from pathlib import Path
 
@@ -659,6 +660,22 @@ def test_onnx_gives_the_same_with_any_number_of_threads(threads, classifiers):
     image = torch.randn(4, 3, 64, 64)
     with engine(".onnx", classifiers, threads=threads) as pipe:
         close(answer(pipe, image), reference(image))
+
+
+@pytest.mark.skipif(not torch.set_flush_denormal(False), reason="this processor cannot flush denormals")
+@pytest.mark.parametrize("flushed", [True, False])
+def test_denormals_are_zero_inside_onnx_and_for_nobody_else(flushed, tmp_path):
+    path = networks.onnx_text(tmp_path / "twice.onnx", "g (float[n,2] x) => (float[n,2] y) { y = Add(x, x) }")
+    rows = torch.tensor([[1e-40, 1e-30]])
+
+    def work() -> tuple[torch.Tensor, bool]:
+        torch.set_flush_denormal(flushed)
+        with Pipe({"backend": "OnnxTensor", "model": path}) as pipe:
+            return answer(pipe, rows), sys.float_info.min / 2 == 0.0
+
+    found, flushed_after = Call(work).answer()
+    assert found.tolist() == (rows * torch.tensor([0.0, 2.0])).tolist()
+    assert flushed_after == flushed
 
 
 @pytest.mark.parametrize("kind", KINDS)

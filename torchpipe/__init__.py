@@ -3,6 +3,7 @@
 from .backends.base import Backend
 from .backends.jump import Jump, MapReduce
 from .config import parse_toml
+from .drawing import show
 from .errors import (
     ConfigError,
     ConfigWarning,
@@ -17,6 +18,8 @@ from .errors import (
     RequestError,
     StuckError,
     TorchpipeError,
+    WorkerDiedError,
+    WorkerError,
 )
 from .event import Event
 from .filters import Status
@@ -63,6 +66,8 @@ __all__ = [
     "Status",
     "StuckError",
     "TorchpipeError",
+    "WorkerDiedError",
+    "WorkerError",
     "backends",
     "is_registered",
     "list_backends",
@@ -71,5 +76,6 @@ __all__ = [
     "pipe",
     "register_backend",
     "register_filter",
+    "show",
     "unregister",
 ]

@@ -1,13 +1,15 @@
-"""The command line: ``python -m torchpipe run | backends | explain | bench | encrypt | ...``."""
+"""The command line: ``python -m torchpipe run | backends | explain | show | bench | encrypt | decrypt``."""
 
 from __future__ import annotations
 
 import argparse
 import pprint
+import runpy
 import sys
 from pathlib import Path
 from typing import Any
 
+from . import drawing
 from .errors import TorchpipeError
 from .pipe import Pipe
 from .reference import backends
@@ -37,6 +39,19 @@ def explain(options: argparse.Namespace) -> int:
     """Build the pipe and print what was understood of its configuration."""
     with Pipe(options.config) as pipe:
         print(pipe.explain())
+    return 0
+
+
+def show(options: argparse.Namespace) -> int:
+    """Draw the configuration into a file, or print it as Mermaid text."""
+    for path in options.load:
+        runpy.run_path(path, run_name="torchpipe_show")
+    if options.mermaid and options.output is None:
+        print(drawing.mermaid(drawing.outline(options.config)), end="")
+        return 0
+    suffix = ".mmd" if options.mermaid else ".html"
+    path = drawing.show(options.config, options.output or Path(options.config).stem + suffix)
+    print(f"drawn in {path}")
     return 0
 
 
@@ -74,6 +89,21 @@ def main(arguments: list[str] | None = None) -> int:
     command = commands.add_parser("explain", help="show what is understood of a configuration")
     command.add_argument("config", help="a TOML file")
     command.set_defaults(call=explain)
+
+    command = commands.add_parser("show", help="draw a configuration")
+    command.add_argument("config", help="a TOML file")
+    command.add_argument(
+        "-o", "--output", help="the file to write, .html or .mmd; else beside you, as CONFIG"
+    )
+    command.add_argument("--mermaid", action="store_true", help="Mermaid text; printed, if no file is named")
+    command.add_argument(
+        "--load",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="run a Python file that registers backends",
+    )
+    command.set_defaults(call=show)
 
     command = commands.add_parser("bench", help="load a pipe with the images of a folder")
     command.add_argument("config", help="a TOML file")

@@ -101,9 +101,12 @@ class Blueprint:
     scope: Scope
     settings: dict[str, Setting] = field(default_factory=dict)
     children: dict[str, Blueprint | list[Blueprint]] = field(default_factory=dict)
-    shared: dict[str, Any] = field(default_factory=dict)  # what all instances have in common
+    configs: list[str] = field(default_factory=list)  # the parameters that receive every key of the node
+    shares: dict[str, type] = field(default_factory=dict)  # those that receive an object of a type in common
+    shared: dict[str, Any] = field(default_factory=dict)  # these objects
     copies: int = 0  # how many its parent, or one further up, has of it; 0: as many as there are instances
     copy: int | None = None  # its index among the copies that its parent has of it
+    unbuilt: set[str] = field(default_factory=set)  # the children that the backend builds itself, elsewhere
 
     def walk(self) -> Iterator[Blueprint]:
         """This blueprint and all below it."""
@@ -117,8 +120,10 @@ class Blueprint:
 
     @property
     def bound(self) -> bool:
-        """Whether instances must stay on one thread: one bound backend binds all that contain it."""
-        return any(part.cls.bound for part in self.walk())
+        """Whether instances must stay on one thread: one bound backend binds all that are built with it."""
+        here = [child for name, child in self.children.items() if name not in self.unbuilt]
+        parts = [part for child in here for part in (child if isinstance(child, list) else [child])]
+        return self.cls.bound or any(part.bound for part in parts)
 
     def build(
         self, index: int, owned: list[Backend], made: Callable[[Backend], None] = lambda backend: None
@@ -133,15 +138,17 @@ class Blueprint:
         """
         index = index if self.copy is None else self.copy
         mark = len(owned)
-        built = {name: _build(child, index, owned, made) for name, child in reversed(self.children.items())}
+        built = {
+            name: Unbuilt(child, index) if name in self.unbuilt else _build(child, index, owned, made)  # type: ignore[arg-type]
+            for name, child in reversed(self.children.items())
+        }
         values = {name: setting.of(index) for name, setting in self.settings.items()}
-        for name, parameter in parameters_of(self.cls).items():
-            if parameter.kind == "config":
-                values[name] = {**self.scope.whole, "_independent_thread_index": index}
-                if self.copies:
-                    values[name]["instance_num"] = self.copies
-            elif parameter.kind == "shared":
-                values[name] = self.shared.setdefault(name, parameter.make_shared())
+        for name in self.configs:
+            values[name] = {**self.scope.whole, "_independent_thread_index": index}
+            if self.copies:
+                values[name]["instance_num"] = self.copies
+        for name, kind in self.shares.items():
+            values[name] = self.shared.setdefault(name, kind())
         try:
             backend = self.cls(**values, **built)
             if self.component.filter:
@@ -156,6 +163,22 @@ class Blueprint:
         owned[mark:] = [backend]  # it closes its children itself
         made(backend)
         return backend
+
+
+@dataclass
+class Unbuilt:
+    """The type of a parameter that receives the child between the brackets as its blueprint.
+
+    The backend builds it where it wants, in another process for example: nothing there needs the registry's
+    names or the text of the configuration any more.
+    """
+
+    blueprint: Blueprint
+    index: int
+
+    def build(self) -> Backend:
+        """Make the child; raises what its ``__init__`` raises."""
+        return self.blueprint.build(self.index, [])
 
 
 def _build(
@@ -190,6 +213,9 @@ def resolve(component: Component, scope: Scope, place: tuple[int, int] | None = 
     for name, parameter in declared.items():
         if parameter.kind == "config":
             scope.takes_all = True
+            blueprint.configs.append(name)
+        elif parameter.kind == "shared":
+            blueprint.shares[name] = parameter.shared_type
         elif parameter.kind == "value" and name not in blueprint.settings:
             blueprint.settings[name] = _setting(parameter, blueprint, private, scope, place)
     return blueprint
@@ -203,7 +229,7 @@ def _resolve_children(
     private: dict[str, str],
 ) -> None:
     component, where = blueprint.component, blueprint.where
-    slots = [p for p in declared.values() if p.kind in ("child", "children", "copies", "bracket")]
+    slots = [p for p in declared.values() if p.kind in ("child", "unbuilt", "children", "copies", "bracket")]
     given, source = component.children, "brackets"
     found = scope.find(*_addressed(blueprint, "backend")) if slots else None
     if not given and found is not None:
@@ -247,6 +273,8 @@ def _resolve_children(
                 child = parse(slot.default)
             _refuse_filter(child, where)
             blueprint.children[slot.name] = resolve(child, scope, place)
+            if slot.kind == "unbuilt":
+                blueprint.unbuilt.add(slot.name)
             given = given[1:]
     scope.open.pop()
     if given:

@@ -59,6 +59,14 @@ class ReentryError(TorchpipeError, RuntimeError):
     """A backend called the node that it is running in, while no other instance of it was free."""
 
 
+class WorkerError(TorchpipeError, RuntimeError):
+    """A worker process gave a result, or raised an exception, that does not pickle."""
+
+
+class WorkerDiedError(WorkerError):
+    """The worker process that ran this request ended, or was killed because it took too long."""
+
+
 class FilterError(TorchpipeError, RuntimeError):
     """A filter answered ``Error`` for a request."""
 

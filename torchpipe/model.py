@@ -21,6 +21,7 @@ ENGINES = {
     ".pth": "TorchScriptTensor",
     ".ts": "TorchScriptTensor",
     ".jit": "TorchScriptTensor",
+    ".xml": "OpenvinoTensor",
 }
 
 
@@ -90,8 +91,8 @@ def model(
     """Make a network into a thread-safe function on tensors: ``y = model(x)``.
 
     The engine follows from the file's suffix: ``.onnx`` (ONNX Runtime), ``.pt2`` (torch.export), ``.pt``,
-    ``.pth``, ``.ts`` and ``.jit`` (TorchScript), or that and ``.encrypted``; an ``nn.Module`` runs as it is,
-    in eval mode.
+    ``.pth``, ``.ts`` and ``.jit`` (TorchScript), ``.xml`` (OpenVINO); all but the last also with
+    ``.encrypted`` behind. An ``nn.Module`` runs as it is, in eval mode.
 
     >>> import torch
     >>> double = model(torch.nn.Identity(), max=4, device="cpu")

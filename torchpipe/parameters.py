@@ -51,7 +51,7 @@ class Parameter:
     name: str
     annotation: Any
     default: Any = _MISSING
-    kind: str = "value"  # or "child", "children", "copies", "bracket", "config", "shared"
+    kind: str = "value"  # or "child", "children", "copies", "unbuilt", "bracket", "config", "shared"
 
     @property
     def required(self) -> bool:
@@ -62,9 +62,10 @@ class Parameter:
         """The parameter that says how many copies of the child there are (kind "copies")."""
         return self.annotation.__metadata__[1]
 
-    def make_shared(self) -> Any:
-        """The object that all instances of a node have in common (kind "shared"), of the annotated type."""
-        return typing.get_args(self.annotation)[0]()
+    @property
+    def shared_type(self) -> type:
+        """The type of what all instances of a node have in common (kind "shared")."""
+        return typing.get_args(self.annotation)[0]
 
     @property
     def each(self) -> bool:
@@ -162,9 +163,12 @@ def name_arguments(
 
 def _kind(annotation: Any) -> str:
     from .backends.base import Backend
+    from .component import Unbuilt
 
     if annotation is Backend:
         return "child"
+    if annotation is Unbuilt:
+        return "unbuilt"
     if annotation == list[Backend]:
         return "children"
     metadata = getattr(annotation, "__metadata__", ())

@@ -110,7 +110,7 @@ def _named(section: str) -> dict[str, str]:
 
 def _range(cls: type[Backend]) -> str:
     declared = parameters_of(cls)
-    if any(parameter.kind in ("child", "children", "copies") for parameter in declared.values()):
+    if {"child", "children", "copies", "unbuilt"} & {parameter.kind for parameter in declared.values()}:
         return "as its children allow"
     if "max" in declared:
         return "1 to max"
@@ -122,6 +122,7 @@ def _range(cls: type[Backend]) -> str:
 def _parameter(parameter: Parameter) -> dict[str, Any]:
     kinds = {
         "child": "a backend, between the brackets",
+        "unbuilt": "a backend, between the brackets",
         "children": "backends, between the brackets",
         "shared": "one object that all instances have in common",
         "copies": "a backend, between the brackets, or one for each copy",

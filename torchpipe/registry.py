@@ -7,7 +7,7 @@ import importlib
 import pkgutil
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from .errors import ConfigError, located, nearest, shown
@@ -17,6 +17,8 @@ from .parameters import name_arguments, parameters_of
 
 if TYPE_CHECKING:
     from .backends.base import Backend
+
+Exported = tuple[dict[str, tuple[Any, type["Backend"]]], dict[str, Any]]
 
 _backends: dict[str, type[Backend]] = {}
 _originals: dict[str, Any] = {}  # what the user registered, by name: for Python[name]
@@ -158,6 +160,22 @@ def filter_settings(text: str, find: Callable[..., tuple | None]) -> tuple[dict[
         elif parameter.required:
             raise ConfigError(f"{where}: {key} is required (accepts {parameter.accepts})")
     return values, hasattr(target, "init") or any(p.kind == "config" for p in declared.values())
+
+
+def export(names: Iterable[str]) -> Exported:
+    """What users registered under these names, for :func:`install` in another process."""
+    wanted = set(names)
+    backends = {name: (_originals[name], _backends[name]) for name in wanted & set(_originals)}
+    return backends, {name: _filters[name] for name in wanted & set(_filters)}
+
+
+def install(exported: Exported) -> None:
+    """Register what another process exported."""
+    backends, filters = exported
+    with _lock:
+        for name, (target, cls) in backends.items():
+            _originals[name], _backends[name] = target, cls
+        _filters.update(filters)
 
 
 def make_filter(text: str, config: dict) -> Filter:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from ..errors import MissingKeyError, RequestError, nearest, shown
+from ..errors import ConfigError, MissingKeyError, RequestError, nearest, shown
 from ..registry import built_in
 from ..request import Request
 from .base import Backend
@@ -76,6 +76,7 @@ class Chaos(Backend):
         hang: milliseconds.
 
     Raises:
+        ConfigError: no fault is listed.
         MissingKeyError: the request lacks ``id_key``.
         RequestError: it asks for a fault that is not listed, or its id is neither text nor a number.
 
@@ -89,7 +90,7 @@ class Chaos(Backend):
     def __init__(
         self,
         inner: Backend = "Identity",  # type: ignore[assignment]
-        faults: Annotated[list[Fault], Field(min_length=1)] = ("raise",),  # type: ignore[assignment]
+        faults: list[Fault] = ("raise",),  # type: ignore[assignment]
         rate: Annotated[float, Field(ge=0, le=1)] = 0.0,
         seed: int = 0,
         id_key: str = "",
@@ -97,6 +98,8 @@ class Chaos(Backend):
         error: Raised = "RuntimeError",
         hang: Annotated[float, Field(ge=0, le=3_600_000)] = 50.0,
     ) -> None:
+        if not faults:
+            raise ConfigError("Chaos: faults is empty, so nothing could ever happen")
         self.inner, self.max, self.min = inner, inner.max, inner.min
         self.faults = tuple(faults)
         self.rate, self.seed, self.id_key, self.key = rate, seed, id_key, key

@@ -1,0 +1,109 @@
+"""The outline of a pipe: nodes and arrows with the words that go with them, read from a configuration."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from ..backends.jump import Jump
+from ..config import load
+from ..graph import Graph, check_graph
+from ..node_config import NodeConfig
+
+
+@dataclass(frozen=True)
+class Box:
+    """A node: its name, the expression of its backend, what else was set, and its parameters in full."""
+
+    name: str
+    expression: str
+    facts: tuple[str, ...] = ()
+    parameters: tuple[str, ...] = ()
+    shared: bool = False  # it uses the instances of another node
+
+
+@dataclass(frozen=True)
+class Arrow:
+    """From one node to another. ``kind`` is next, map (reads from it, without following it), or jump."""
+
+    start: str
+    end: str
+    kind: str
+    label: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Outline:
+    """Boxes by name, the arrows between them, and the parts that a request cannot leave except by a jump.
+
+    Each part begins with its root.
+    """
+
+    boxes: dict[str, Box]
+    arrows: list[Arrow]
+    parts: list[list[str]]
+
+
+def outline(config: Any) -> Outline:
+    """Read a configuration, without building a model.
+
+    Raises:
+        ConfigError: for every mistake in it that can be seen without building.
+    """
+    nodes = load(config).nodes
+    graph = check_graph(nodes)
+    boxes = {name: _box(node) for name, node in nodes.items()}
+    arrows = [arrow for name, node in nodes.items() for arrow in _arrows(name, node, graph)]
+    return Outline(boxes, arrows, [list(graph.reach(root)) for root in graph.roots])
+
+
+def _box(node: NodeConfig) -> Box:
+    options = node.options
+    facts = []
+    if node.lender != node.name:
+        facts.append(f"instances of {node.lender}")
+    else:
+        counts = [group.instance_num for group in node.groups]
+        if sum(counts) > 1:
+            facts.append(" + ".join(map(str, counts)) + " instances")
+    if options.filter:
+        facts.append(f"filter {options.filter}")
+    if options.scheduler:
+        facts.append(options.scheduler)
+    if options.batching_timeout:
+        facts.append(f"waits up to {options.batching_timeout:g} ms")
+    expression = " & ".join(str(group.blueprint.component) for group in node.groups)
+    parameters = [line for group in node.groups for line in _parameters(group.blueprint)]
+    return Box(node.name, expression, tuple(facts), tuple(parameters), node.lender != node.name)
+
+
+def _parameters(blueprint: Any) -> Iterator[str]:
+    for part in blueprint.walk():
+        for key, setting in part.settings.items():
+            if setting.source != "default":
+                yield f"{part.component.name}: {key} = {setting.value!r}"
+
+
+def _arrows(name: str, node: NodeConfig, graph: Graph) -> Iterator[Arrow]:
+    read: dict[str, tuple[str, ...]] = {}
+    for source in graph.maps.get(name, ()):
+        pairs = tuple(f"{theirs}:{ours}" for theirs, ours in source.pairs)
+        for start in [source.node] if source.node else graph.before[name]:
+            read[start] = read.get(start, ()) + pairs
+    for start in graph.before[name]:
+        yield Arrow(start, name, "next", read.pop(start, ()))
+    for start, pairs in read.items():
+        yield Arrow(start, name, "map", pairs)
+    targets = [_target(part) for group in node.groups for part in group.blueprint.walk()]
+    for target in dict.fromkeys(targets):
+        if target in graph.after:
+            yield Arrow(name, target, "jump")
+
+
+def _target(blueprint: Any) -> str | None:
+    """The node that a Jump or MapReduce sends requests to."""
+    if not issubclass(blueprint.cls, Jump):
+        return None
+    values = [blueprint.settings[key].value for key in ("target", "jump") if key in blueprint.settings]
+    return next((value for value in values if value), None)
