@@ -73,7 +73,11 @@ class TestTheTimeout:
     def test_that_is_no_number_is_an_error_of_this_call(self):
         with pipe({"a": {"next": "b"}, "b": {}}) as model:
             for timeout in (float("nan"), "1", [1]):
-                for call in (model, model.submit, lambda r, timeout: asyncio.run(model.async_call(r, timeout))):
+                for call in (
+                    model,
+                    model.submit,
+                    lambda r, timeout: asyncio.run(model.async_call(r, timeout)),
+                ):
                     with pytest.raises(RequestError, match="timeout = "):
                         call({"data": 1}, timeout=timeout)
             model({"data": 1, "deadline": 10**400})
