@@ -142,7 +142,7 @@ NAMES = {
     "late": f"asked for: hangs {1000 * HANG:g} ms with {1000 * LATE:g} ms to go; DeadlineError",
     "cancelled": "asked for: its future or its task was cancelled",
     "refused": f"OverloadedError: more than max_pending = {CAPACITY} inside, and when_full = refuse",
-    "killed": "asked for: it kills the worker process that it runs in, twice; WorkerDiedError",
+    "killed": "asked for: it kills the worker process that it runs in; WorkerDiedError",
 }
 
 FAULTS = {"raise": "raised", "wrong_type": "wrong type", "no_result": "no result"}
@@ -188,7 +188,7 @@ class Order:
             "raise": (RuntimeError, "Chaos: raise"),
             "wrong_type": (TypeError, "WrongType"),
             "no_result": (MissingKeyError, "result"),
-            "kill": (RuntimeError, "the second time with this request"),
+            "kill": (RuntimeError, "was killed by SIGKILL"),
         }.get(self.kind)
         if expected and isinstance(error, expected[0]) and expected[1] in str(error):
             return "killed" if self.kind == "kill" else FAULTS[self.kind]
