@@ -128,8 +128,9 @@ class Pipe:
         """
         if not isinstance(request, dict):
             raise RequestError(f"a request is a dict, not {type(request).__name__}")
-        future, start = self._promise(request, timeout)
-        start(self._entrance.admit(request, deadline_of(request, timeout)))
+        deadline = deadline_of(request, timeout)
+        future, start = self._promise(request, deadline)
+        start(self._entrance.admit(request, deadline))
         return future
 
     async def async_call(self, request: Request, timeout: float | None = None) -> Request:
@@ -139,8 +140,9 @@ class Pipe:
         """
         if not isinstance(request, dict):
             raise RequestError(f"a request is a dict, not {type(request).__name__}")
-        future, start = self._promise(request, timeout)
-        start(await self._entrance.admit_async(request, deadline_of(request, timeout)))
+        deadline = deadline_of(request, timeout)
+        future, start = self._promise(request, deadline)
+        start(await self._entrance.admit_async(request, deadline))
         return await asyncio.wrap_future(future)
 
     # Looking
@@ -178,6 +180,7 @@ class Pipe:
                 or they are about the graph (``next``, ``map``, ``filter``), which stays.
             Exception: what a backend raises while it is built; the old ones stay then.
         """
+        self._entrance.refuse_closed()  # a child may have inherited the lock as it was held
         with self._closing:  # held by a reload or a close, one at a time
             self._entrance.refuse_closed()
             if self.config.unscheduled:
@@ -239,7 +242,7 @@ class Pipe:
                 "close() from inside a backend of this pipe; it is shut now, close it elsewhere"
             )
         until = time.monotonic() + (threading.TIMEOUT_MAX if timeout is None else timeout)
-        while self._entrance.inside:  # ended by the calls inside, each of which ends on its own
+        while self._entrance.send_away():  # ended by the calls inside, each of which ends on its own
             if not drain:
                 self._abort()
             if time.monotonic() > until:
@@ -303,22 +306,23 @@ class Pipe:
     def _call_waiting(self, given: list[Request], timeout: float | None) -> None:
         """Have requests run by other threads, so that this one can leave in time."""
         calls = Calls(len(given))
+        deadlines = [deadline_of(request, timeout) for request in given]
         for route in {self._entrance.route_of(request) for request in given}:
             for node in route.everything():
                 node.stage.refuse_reentry()
         outcomes: list[Outcome] = []
         try:
             if self._entrance.admission is None:
-                outcomes = self._entrance.start(given, calls.tell, timeout=timeout)
+                outcomes = self._entrance.start(given, calls.tell, deadlines=deadlines)
             else:
-                for index, request in enumerate(given):
+                for index, (request, deadline) in enumerate(zip(given, deadlines, strict=True)):
                     tell = functools.partial(calls.tell_one, index)
                     try:
-                        size = self._entrance.admit(request, deadline_of(request, timeout))
+                        size = self._entrance.admit(request, deadline)
                     except Exception as error:
                         calls.tell(index, error)
                         continue
-                    outcomes += self._entrance.start([request], tell, timeout=timeout, sizes=[size])
+                    outcomes += self._entrance.start([request], tell, deadlines=[deadline], sizes=[size])
             calls.wait(outcomes)
         except BaseException as error:
             if not isinstance(error, Exception):  # an interrupt: nobody waits for the rest
@@ -356,7 +360,11 @@ class Pipe:
                 deadline = deadline_of(request, timeout)
                 size = self._entrance.admit(request, deadline)
                 self._entrance.start(
-                    [request], functools.partial(_notify, event), timeout=timeout, sizes=[size], alarm=True
+                    [request],
+                    functools.partial(_notify, event),
+                    deadlines=[deadline],
+                    sizes=[size],
+                    alarm=True,
                 )
             except BaseException as error:
                 event.notify(error)
@@ -364,7 +372,7 @@ class Pipe:
                     raise
 
     def _promise(
-        self, request: Request, timeout: float | None
+        self, request: Request, deadline: float | None
     ) -> tuple[Future[Request], Callable[[int | None], Any]]:
         """A future of ``request``, and what starts it once it has been let in."""
         future: Future[Request] = Future()
@@ -381,7 +389,7 @@ class Pipe:
             tell,
             cancelled=future.cancelled,
             wanted=future.set_running_or_notify_cancel,
-            timeout=timeout,
+            deadlines=[deadline],
             alarm=True,
         )
         return future, lambda size: start(sizes=[size])

@@ -11,6 +11,7 @@ from typing import Any
 
 from ..errors import DeadlineError, OverloadedError
 from ..request import Request
+from .pool import waiting
 from .priority import rank
 
 WINDOW = 64
@@ -25,17 +26,25 @@ class Admission:
         size: the most bytes of them; a request that is larger than that comes in alone.
         refuse: whether one too many is refused, rather than waiting.
         ageing: seconds for which one step of priority counts.
+        within: whether the current thread works for a request that is inside: what it calls comes in at once,
+            since it would wait for itself.
     """
 
-    def __init__(self, requests: int, size: float, refuse: bool, ageing: float) -> None:
+    def __init__(
+        self,
+        requests: int,
+        size: float,
+        refuse: bool,
+        ageing: float,
+        within: Callable[[], bool] = lambda: False,
+    ) -> None:
         self._requests, self._size = requests, size
-        self._refuse, self._ageing = refuse, ageing
+        self._refuse, self._ageing, self._within = refuse, ageing, within
         self._lock = threading.Lock()
         self._count = 0
         self._bytes = 0
         self._waiting: list[tuple[float, int, int, Callable[[], None]]] = []  # a heap
         self._numbers = itertools.count()
-        self._gone = set[int]()  # the numbers of those that wait no more
         self._departures: list[float] = []
 
     def enter(self, request: Request, deadline: float | None = None) -> int:
@@ -52,8 +61,9 @@ class Admission:
         if number is not None:
             left = -1 if deadline is None else max(deadline - monotonic(), 0)
             try:
-                if not room.acquire(timeout=left):  # ended by whoever leaves, or the deadline
-                    raise DeadlineError("the request found no room in the pipe in time")
+                with waiting():
+                    if not room.acquire(timeout=left):  # ended by whoever leaves, or the deadline
+                        raise DeadlineError("the request found no room in the pipe in time")
             except BaseException:
                 self.give_up(number, size)
                 raise
@@ -62,7 +72,7 @@ class Admission:
     def ask(self, request: Request, size: int, come: Callable[[], None]) -> int | None:
         """None if there is room. Else ``come()`` is called when there is; the number to :meth:`give_up`."""
         with self._lock:
-            if not self._waiting_now() and self._fits(size):
+            if (not self._waiting and self._fits(size)) or self._within():
                 self._let_in(size)
                 return None
             if self._refuse:
@@ -79,29 +89,41 @@ class Admission:
     def give_up(self, number: int, size: int) -> None:
         """Wait no longer; if it has been let in by now, it leaves."""
         with self._lock:
-            if any(number == waiting[1] for waiting in self._waiting):
-                self._gone.add(number)
-                return
-        self.leave(size)
+            staying = [place for place in self._waiting if place[1] != number]
+            came_in = len(staying) == len(self._waiting)
+            heapq.heapify(staying)
+            self._waiting = staying
+        if came_in:
+            self.leave(size)
+        else:
+            self._call_in()  # those behind one that was too large
 
     def leave(self, size: int) -> None:
         """A request is over."""
-        come = []
         with self._lock:
             self._count -= 1
             self._bytes -= size
             self._departures = [*self._departures[1 - WINDOW :], monotonic()]
-            while self._waiting_now() and self._fits(self._waiting[0][2]):
-                _, _, next_size, call = heapq.heappop(self._waiting)
-                self._let_in(next_size)
-                come.append(call)
-        for call in come:
-            call()
+        self._call_in()
 
-    def _waiting_now(self) -> bool:
-        while self._waiting and self._waiting[0][1] in self._gone:
-            self._gone.discard(heapq.heappop(self._waiting)[1])
-        return bool(self._waiting)
+    def open(self) -> None:
+        """Let in everybody who waits: the pipe is closed, and refuses them further on."""
+        self._call_in(everybody=True)
+
+    def _call_in(self, everybody: bool = False) -> None:
+        """Call those for whom there is room."""
+        while True:
+            with self._lock:
+                if not self._waiting or not (everybody or self._fits(self._waiting[0][2])):
+                    return
+                _, _, size, come = heapq.heappop(self._waiting)
+                self._let_in(size)
+            try:
+                come()
+            except RuntimeError:  # its event loop is closed, so it does not come
+                with self._lock:
+                    self._count -= 1
+                    self._bytes -= size
 
     def _fits(self, size: int) -> bool:
         return not self._count or (self._count < self._requests and self._bytes + size <= self._size)
@@ -120,7 +142,7 @@ class Admission:
 
 
 def size_of(request: Request) -> int:
-    """The bytes of what a request brings: texts, buffers, arrays and tensors, also inside lists."""
+    """The bytes of what a request brings: texts, buffers, arrays and tensors, also inside lists and dicts."""
     return sum(_bytes(value) for value in request.values())
 
 
@@ -132,4 +154,6 @@ def _bytes(value: Any) -> int:
         return len(value)
     if isinstance(value, (list, tuple)):
         return sum(map(_bytes, value))
+    if isinstance(value, dict):
+        return size_of(value)
     return 0

@@ -46,7 +46,15 @@ class Alarm:
         if outcome.deadline is None:
             return
         with self._changed:
-            self._due.get(math.ceil(outcome.deadline / TICK), set()).discard(outcome)
+            tick = math.ceil(outcome.deadline / TICK)
+            due = self._due.get(tick, set())
+            due.discard(outcome)
+            if (
+                not due
+                and self._due.pop(tick, None) is not None
+                and len(self._ticks) > 2 * len(self._due) + 64
+            ):
+                self._ticks = sorted(self._due)  # without those of which nobody is left: a heap, too
 
     def close(self) -> None:
         """End the thread and wait for it."""
@@ -66,7 +74,7 @@ class Alarm:
                     now = monotonic()
                 if self._closed:
                     return
-                expired = self._due.pop(heapq.heappop(self._ticks))
+                expired = self._due.pop(heapq.heappop(self._ticks), set())
             for outcome in expired:
                 run_job(functools.partial(_expire, outcome))
             expired.clear()

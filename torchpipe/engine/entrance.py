@@ -46,11 +46,18 @@ class Entrance:
                 limits.max_pending_bytes or math.inf,
                 limits.when_full == "refuse",
                 limits.priority_ageing / 1000,
+                lambda: any(stage.runs_here() for stage in nodes.stages.values()),
             )
 
     def refuse_closed(self) -> None:
         if self.closed:
             raise PipeClosedError(f"{self.closed}; build a new one")
+
+    def send_away(self) -> int:
+        """Now that the pipe is closed: have those refused that wait for room. How many are inside."""
+        if self.admission is not None:
+            self.admission.open()
+        return len(self.inside)
 
     def prepare(self, given: Request) -> tuple[Request, Route]:
         """The pipe's own copy of a request, and the way that it takes."""
@@ -133,7 +140,7 @@ class Entrance:
         send_on: Callable[[list[Ticket]], None] = enqueue,
         cancelled: Callable[[], bool] = bool,
         wanted: Callable[[], bool] = lambda: True,
-        timeout: float | None = None,
+        deadlines: list[float | None] | None = None,
         sizes: list[int | None] | None = None,
         alarm: bool = False,
     ) -> list[Outcome]:
@@ -145,7 +152,7 @@ class Entrance:
             cancelled: asked before each node.
             wanted: asked once, at the end: from then on a request cannot be cancelled any more; if it was,
                 nothing is filled in and nobody is told.
-            timeout: seconds that they may take.
+            deadlines: when each must be done.
             sizes: what each occupies at the entrance, if there is one.
             alarm: whether deadlines are seen to here, since no thread waits.
         """
@@ -157,9 +164,9 @@ class Entrance:
         for _ in iter(functools.partial(self.inside.extend, [None] * len(given)), False):
             break  # an iterator for the same reason as count_in
         try:
-            self._nodes.pool.grow()  # if the system has no thread left this is the time to say so
             if prepared is None:  # else it was let in before
                 self.refuse_closed()
+            self._nodes.pool.grow()  # if the system has no thread left this is the time to say so
             steps: list[Step] = []
             for index, (request, route) in enumerate(prepared or map(self.prepare, given)):
                 request.pop("event", None)
@@ -170,7 +177,7 @@ class Entrance:
                     left,
                     cancelled,
                     wanted,
-                    deadline_of(given[index], timeout),
+                    deadlines[index] if deadlines else None,
                     self.again,
                     self.alarm.forget if alarm else None,
                     self.fill_in,
@@ -219,11 +226,15 @@ def deadline_of(request: Request, timeout: float | None) -> float | None:
     """When a request must be done, on the clock of ``time.monotonic()``; None: whenever it is.
 
     Raises:
-        RequestError: ``deadline`` in the request is no number.
+        RequestError: ``deadline`` in the request, or ``timeout``, is no number.
     """
     now = time.monotonic()
     given = request.get("deadline")
-    if given is not None and (not isinstance(given, (int, float)) or math.isnan(given)):
+    if given is not None and (not isinstance(given, (int, float)) or given != given):
         raise RequestError(f"deadline = {shown(given)}: must be a number, such as time.monotonic() + 0.5")
-    ends = [end for end in (given, None if timeout is None else now + timeout) if end is not None]
-    return max(min(ends), 0.0) if ends and min(ends) < now + FAR else None
+    if timeout is not None and (not isinstance(timeout, (int, float)) or timeout != timeout):
+        raise RequestError(f"timeout = {shown(timeout)}: must be a number of seconds")
+    ends = [
+        end for end in (given, None if timeout is None or timeout > FAR else now + timeout) if end is not None
+    ]
+    return float(max(min(ends), 0.0)) if ends and min(ends) < now + FAR else None

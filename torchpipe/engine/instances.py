@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from collections.abc import Callable
 
 from ..backends.base import Backend
@@ -34,6 +35,8 @@ class Instances:
         self._backends: list[Backend] = []
         self._builders: dict[Instance, Callable[[], Instance]] = {}
         self.jumps: list[Jump] = []
+        self.changing = threading.Lock()  # held while an instance is replaced
+        self.retiring = False  # others take over; nothing is replaced any more
         self.stages: list[Stage | Unscheduled] = []
         try:
             if unscheduled:
@@ -64,16 +67,31 @@ class Instances:
         if errors:
             raise errors[0]
 
-    def build_again(self, instance: Instance, stage: Stage) -> Instance:
-        """Build another one like ``instance``, whose thread is stuck, for the same stage."""
-        build = self._builders.pop(instance)
-        self._backends.remove(instance.backend)  # it cannot be closed while its thread is inside
-        old = stage.threads.pop(instance, None)
-        if old is not None:
-            self._threads.remove(old)  # nobody waits for it at the end
-            old.retire()
+    def replace(self, instance: Instance, stage: Stage) -> bool:
+        """Put another one in the place of ``instance``, whose thread is stuck; False if others take over.
+
+        Its thread is not waited for. If that comes back it closes the backend itself.
+        """
+        with self.changing:
+            build = self._builders.pop(instance)
+            self._backends.remove(instance.backend)
+            old = stage.threads.pop(instance, None)
+            if old is not None:
+                self._threads.remove(old)
+                old.retire()
+            if self.retiring:
+                return False
+            stage.put_in(self._build_again(build, stage, old is not None))
+        return True
+
+    def retire(self) -> None:
+        """Replace nothing any more, since others take over."""
+        with self.changing:
+            self.retiring = True
+
+    def _build_again(self, build: Callable[[], Instance], stage: Stage, bound: bool) -> Instance:
         new = self._build(build)
-        if old is not None:
+        if bound:
             stage.threads[new] = self._threads[-1]
             self._threads[-1].attach(stage)
         return new

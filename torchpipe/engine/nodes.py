@@ -83,8 +83,13 @@ class Nodes:
         except BaseException:
             new.release()
             raise
+        before = f"{config.name} before"  # which is watched still; no node has a blank in its name
+        self._owned[before] = old
+        old.retire()
         self._owned[config.name] = new
         self._connect_streams()
+        if config.options.stuck_after and self.watchdog is None:
+            self.watchdog = Watchdog(self._owned)
         for stage, successor in zip(old.stages, new.stages, strict=True):
             assert isinstance(stage, Stage)
             assert isinstance(successor, Stage)
@@ -93,6 +98,7 @@ class Nodes:
                 if node.stage is stage:
                     node.stage = successor
             stage.hand_over_to(successor)
+        del self._owned[before]
         old.release()
 
     def release(self) -> None:

@@ -23,6 +23,7 @@ class Pool:
         self._size, self._name = size, name
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
+        self._gone: set[int] = set()  # threads that are not waited for, and end if they ever come back
         self._lock = threading.Lock()
 
     def put(self, job: Job) -> None:
@@ -57,6 +58,16 @@ class Pool:
         with contextlib.suppress(RuntimeError):
             self.grow()
 
+    def let_go(self, ident: int) -> None:
+        """Replace a thread that is stuck; nothing if it is none of this pool."""
+        with self._lock:
+            stuck = [thread for thread in self._threads if thread.ident == ident]
+            for thread in stuck:
+                self._threads.remove(thread)
+                self._gone.add(ident)
+        with contextlib.suppress(RuntimeError):
+            self.grow()
+
     def mine(self) -> bool:
         """Whether the current thread is one of this pool."""
         return getattr(_current, "pool", None) is self
@@ -80,6 +91,9 @@ class Pool:
                 return
             run_job(job)
             job = None  # nothing of a request may outlive it
+            if self._gone and threading.get_ident() in self._gone:
+                self._gone.discard(threading.get_ident())
+                return
 
 
 @contextlib.contextmanager

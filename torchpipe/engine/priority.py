@@ -23,7 +23,10 @@ def rank(request: Request, arrived: float, ageing: float) -> float:
     priority = request.get(KEY, 0)
     if not isinstance(priority, (int, float)) or priority != priority:
         raise RequestError(f"{KEY} = {shown(priority)}: must be a number")
-    return arrived - priority * ageing
+    try:
+        return arrived - priority * ageing if ageing else arrived
+    except OverflowError:
+        raise RequestError(f"{KEY} = {shown(priority)}: must be a number that fits a float") from None
 
 
 class PriorityQueue:

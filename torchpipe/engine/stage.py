@@ -19,7 +19,7 @@ from .batching import Patience
 from .bound import BoundThread
 from .free import FreeByRange
 from .instance import Instance, own_copy
-from .pool import Pool, waiting
+from .pool import Pool, run_job, waiting
 from .priority import PriorityQueue, rank
 from .selection import InOrder, Queue
 from .sending import drop, go_on
@@ -160,23 +160,25 @@ class Stage:
             self.pool.put(self.dispatch)
 
     def _admitted(self, tickets: list[Ticket]) -> list[Ticket]:
-        admitted = []
+        admitted: list[Ticket] = []
+        room = len(self.free) * self.max  # what can run at once does not wait
         for ticket in tickets:
-            error = self._refusal(ticket)
+            error = self._refusal(ticket, len(admitted) - room)
             if error is None:
                 admitted.append(ticket)
             elif ticket.claim():
                 self._tell([ticket], [error])
         return admitted
 
-    def _refusal(self, ticket: Ticket) -> BaseException | None:
+    def _refusal(self, ticket: Ticket, more: int = 0) -> BaseException | None:
+        """Why a ticket cannot wait here; ``more`` are about to be added to those that do."""
         try:
             if self._lost is not None:
                 raise own_copy(self._lost)
             self.selection.admit(ticket)
             if self.rules.ageing:
                 rank(ticket.request, ticket.arrived, self.rules.ageing)
-            if self.rules.max_queue and len(self.pending) >= self.rules.max_queue:
+            if self.rules.max_queue and len(self.pending) + more >= self.rules.max_queue:
                 raise self._overloaded()
         except BaseException as error:
             note(error, f"in front of node {self.name!r}")
@@ -317,14 +319,19 @@ class Stage:
 
     # Instances go and come
 
-    def take_out(self, instance: Instance, error: BaseException) -> bool:
-        """Take a running instance out, and tell those whose batch it has; False if it is done by now."""
+    def take_out(
+        self, instance: Instance, running: list[list[Ticket]], owner: int, error: BaseException
+    ) -> bool:
+        """Take out an instance that is ``running`` a batch, and tell those in it; False if it is done by now.
+
+        Nobody waits for the thread ``owner`` any more.
+        """
         try:
-            tickets = (instance.running or []).pop()
+            tickets = running.pop()
         except IndexError:
             return False
         self.instances.remove(instance)
-        self.pool.resize(1)  # one of its threads does not come back
+        self.pool.let_go(owner)
         self.pool.put(functools.partial(self._tell, tickets.copy(), [own_copy(error) for _ in tickets]))
         return True
 
@@ -339,7 +346,7 @@ class Stage:
         idle: list[Instance] = []
         while len(idle) < len(self.instances):
             try:
-                idle.append(self.free.pop())
+                idle.append(self._pop_fitting(UNLIMITED))
             except IndexError:
                 time.sleep(0.001)  # ended by each batch, which frees its instance
         self.successor = successor
@@ -350,10 +357,23 @@ class Stage:
         for ticket in tickets:
             ticket.put_back()
         assert self.successor is not None
-        self.successor.pending.extend(tickets)
+        self.successor.take_over(tickets)
         self._drop(dropped)
-        if self.successor.free:
-            self.pool.put(self.successor.dispatch)
+
+    def take_over(self, tickets: list[Ticket]) -> None:
+        """Queue what waited at the stage before, whatever ``max_queue`` says; what cannot run here fails."""
+        for ticket in tickets:
+            try:
+                self.selection.admit(ticket)
+                self.pending.append(ticket)
+            except Exception as error:
+                note(error, f"in front of node {self.name!r}")
+                if ticket.claim():
+                    self._tell([ticket], [error])
+        if self.successor is not None:  # this one was replaced meanwhile
+            self._hand_over()
+        elif self.free:
+            self.pool.put(self.dispatch)
 
     def flush(self, error: BaseException) -> None:
         """End everything that waits here with ``error``."""
@@ -390,8 +410,9 @@ class Stage:
         instance.wait_times.extend([start - ticket.arrived for ticket in tickets])
         try:
             running.pop()
-        except IndexError:
-            return  # it was taken out, and everybody was told
+        except IndexError:  # it was taken out, and everybody was told
+            run_job(instance.backend.close)
+            return
         self.free.append(instance)
         if self._collecting is not None:
             self._ring()

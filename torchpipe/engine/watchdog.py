@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import traceback
+from collections import deque
 from collections.abc import Mapping
 from time import perf_counter
 from typing import Any
@@ -13,6 +14,10 @@ from ..errors import StuckError, note
 from .instance import Instance
 from .instances import Instances
 from .stage import Stage
+from .ticket import Ticket
+
+KEPT = 100
+"""How many of the newest findings are kept."""
 
 
 class Watchdog:
@@ -24,14 +29,14 @@ class Watchdog:
 
     def __init__(self, owned: Mapping[str, Instances]) -> None:
         self._owned = owned
-        self._reports: list[dict[str, Any]] = []
+        self._reports: deque[dict[str, Any]] = deque(maxlen=KEPT)
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._work, name="torchpipe-watchdog", daemon=True)
         self._thread.start()
 
     def reports(self) -> list[dict[str, Any]]:
-        """What was found: ``node``, ``seconds``, ``stack`` and ``replaced`` for each stuck instance."""
-        return self._reports.copy()
+        """The newest findings: ``node``, ``seconds``, ``stack``, ``replaced`` for each stuck instance."""
+        return list(self._reports)
 
     def close(self) -> None:
         """End the thread and wait for it."""
@@ -54,22 +59,32 @@ class Watchdog:
                 return
             for owned, stage in self._stages():
                 for instance in stage.instances.copy():
+                    # in this order: the next batch has another list, and sets its time before its owner
+                    running, owner = instance.running, instance.owner
                     seconds = perf_counter() - instance.since
-                    if instance.owner and instance.running and seconds > stage.rules.stuck_after:
-                        self._take_out(owned, stage, instance, seconds)
+                    if running and owner and seconds > stage.rules.stuck_after:
+                        self._take_out(owned, stage, instance, running, owner, seconds)
 
-    def _take_out(self, owned: Instances, stage: Stage, instance: Instance, seconds: float) -> None:
-        frame = sys._current_frames().get(instance.owner)
+    def _take_out(
+        self,
+        owned: Instances,
+        stage: Stage,
+        instance: Instance,
+        running: list[list[Ticket]],
+        owner: int,
+        seconds: float,
+    ) -> None:
+        frame = sys._current_frames().get(owner)
         stack = "".join(traceback.format_stack(frame)) if frame is not None else "(its thread is gone)"
         error = StuckError(
             f"{instance.where} has run for {seconds:.1f} s, and stuck_after allows "
             f"{stage.rules.stuck_after:g} s; it was taken out. Its thread was here:\n{stack}"
         )
-        if not stage.take_out(instance, error):
+        if not stage.take_out(instance, running, owner, error):
             return
         report = {"node": stage.name, "seconds": seconds, "stack": stack, "replaced": False}
         try:
-            stage.put_in(owned.build_again(instance, stage))
+            owned.replace(instance, stage)  # if not, the node is being reloaded, and others take over
             report["replaced"] = True
         except Exception as reason:
             note(reason, f"while replacing {instance.where}")
