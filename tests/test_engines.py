@@ -440,6 +440,24 @@ def test_a_fixed_first_axis_and_batches_are_refused_together(rows, most, tmp_pat
         Pipe({"backend": "OnnxTensor", "model": path, "max": most})
 
 
+def test_force_range_says_how_many_requests_a_fixed_network_is_given(tmp_path):
+    path = networks.onnx_classifier(tmp_path / "fixed.onnx", "8,3,h,w")
+    config = {"Interpreter::backend": "OnnxTensor", "model": str(path), "force_range": "1,1"}
+    with Pipe(config) as pipe:
+        assert (pipe.min(), pipe.max()) == (1, 1)
+        request = {"data": torch.rand(8, 3, 8, 8)}
+        pipe(request)
+        assert len(request["result"]) == 8
+        with pytest.raises(RuntimeError, match="takes 8 x 3"):
+            pipe({"data": torch.rand(2, 3, 8, 8)})
+    with Pipe({"Interpreter::backend": "OnnxTensor", "model": str(path), "force_range": "8,8"}) as pipe:
+        images = [{"data": torch.rand(1, 3, 8, 8)} for _ in range(8)]
+        pipe(images)
+        assert all(image["result"].shape[0] == 1 for image in images)
+    with pytest.raises(ConfigError, match="force_range = 3,1: write two numbers, the smaller first"):
+        Pipe({"backend": "OnnxTensor", "model": str(path), "force_range": "3,1"})
+
+
 def test_other_fixed_sizes_are_checked(tmp_path):
     path = networks.onnx_classifier(tmp_path / "sized.onnx", "n,3,8,9")
     with Pipe({"backend": "OnnxTensor", "model": path, "max": 4}) as pipe:

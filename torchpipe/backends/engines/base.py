@@ -23,10 +23,21 @@ from ..tensor import as_numpy
 Precision = Literal["fp32", "fp16", "bf16"]
 Threads = Annotated[int, Field(ge=1, le=1024)]
 ThreeNumbers = list[Number]
+ForcedRange = Annotated[list[Annotated[int, Field(ge=1)]], Field(max_length=2)]
+"""``lo,hi``: how many requests an engine is given at once, whatever its rows say; empty: its own range."""
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 _budget = threading.Lock()  # held while torch's number of threads is another than the default
+
+
+def force(backend: Backend, wanted: list[int]) -> None:
+    """Have ``backend`` take the numbers of requests that ``force_range`` says."""
+    if not wanted:
+        return
+    if len(wanted) != 2 or wanted[0] > wanted[1]:
+        raise ConfigError(f"force_range = {','.join(map(str, wanted))}: write two numbers, the smaller first")
+    backend.min, backend.max = wanted
 
 
 class Engine(Backend):

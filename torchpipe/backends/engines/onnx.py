@@ -15,7 +15,7 @@ from ...parameters import Count, Numbers
 from ...registry import built_in
 from ..cuda import upload
 from ..tensor import as_numpy, torch_device
-from .base import Engine, Threads, model_source
+from .base import Engine, ForcedRange, Threads, force, model_source
 
 INPUT_DTYPES = {
     "tensor(float)": np.float32,
@@ -61,6 +61,8 @@ class OnnxTensor(Engine):
         model: path of the .onnx or .onnx.encrypted file. Its first axis must be dynamic for ``max`` above 1;
             where it is fixed, each request brings exactly that many rows.
         max: the most requests that one call takes.
+        force_range: ``lo,hi``, instead of 1 to ``max``; for networks that take a fixed number of rows, which
+            a request then brings all by itself (``1,1``) or several together.
         precision: fp32 runs the file as it is; fp16 converts its weights and arithmetic first, inputs and
             outputs stay as they are. That is for GPUs: a CPU gains nothing by it.
         mean: one or three numbers on the scale of 0 to 255, subtracted from the image.
@@ -93,8 +95,10 @@ class OnnxTensor(Engine):
         std: Numbers = (),  # type: ignore[assignment]
         device: str = "cpu",
         threads: Threads = 1,
+        force_range: ForcedRange = (),  # type: ignore[assignment]
     ) -> None:
         super().__init__(max, list(mean), list(std))
+        force(self, list(force_range))
         runtime = optional("onnxruntime", "onnx")
         source = model_source(model, (".onnx",))
         options = runtime.SessionOptions()
@@ -118,9 +122,9 @@ class OnnxTensor(Engine):
             raise
         except Exception as error:  # onnxruntime's own classes share no public base
             raise ConfigError(f"model = {model!r}: ONNX Runtime refuses it: {error}") from error
-        self._read_signature(model)
+        self._read_signature(model, force_range)
 
-    def _read_signature(self, model: str) -> None:
+    def _read_signature(self, model: str, force_range: list[int]) -> None:
         inputs = self.session.get_inputs()
         self.inputs = len(inputs)
         self.names = [one.name for one in inputs]
@@ -132,7 +136,7 @@ class OnnxTensor(Engine):
         if self.inputs != 1 and self.normalise is not None:
             raise ConfigError(f"mean and std are for networks of one input; {model!r} has {self.inputs}")
         fixed = [shape[0] for shape in self.shapes if shape and isinstance(shape[0], int)]
-        if fixed and self.max > 1:
+        if fixed and self.max > 1 and not force_range:
             raise ConfigError(
                 f"model = {model!r} was exported for exactly {fixed[0]} rows, max = {self.max}; "
                 f"export it with a dynamic first axis, or set max = 1 and send {fixed[0]} in each request"

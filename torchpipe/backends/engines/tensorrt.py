@@ -21,7 +21,7 @@ from ..flow import Identity
 from ..opencv import describe
 from ..tensor import torch_device
 from . import tensorrt_api as api
-from .base import existing_file
+from .base import ForcedRange, existing_file, force
 from .post import Postprocessor, deliver, on_gpu, prepared_by, through
 
 Texts = list[str]
@@ -62,6 +62,7 @@ class TensorrtTensor(Backend):
         fp16: ``precision::fp16``, likewise.
         output_fp32: ``precision::output::fp32``; these layers' outputs are fp32.
         output_fp16: ``precision::output::fp16``, likewise.
+        force_range: ``lo,hi``: how many requests it is given at once, whatever the engine's profile says.
         mean: one or three numbers on the scale of 0 to 255, subtracted from the image inside the engine.
         std: likewise, what the image is then divided by.
         max_workspace_size: megabytes that the builder may use.
@@ -102,6 +103,7 @@ class TensorrtTensor(Backend):
         postprocessor: Postprocessor = "split",
         log_level: Literal["verbose", "info", "warning", "error"] = "warning",
         device: DeviceName = "cuda",
+        force_range: ForcedRange = (),  # type: ignore[assignment]
     ) -> None:
         self.device = torch_device(device)
         if self.device.type != "cuda":
@@ -139,6 +141,7 @@ class TensorrtTensor(Backend):
                 if model_cache:
                     Path(model_cache).write_bytes(plan.data)
             self._load(ready)
+            force(self, list(force_range))
             self.buffer = torch.empty(0)
             if len(self.inputs) == 1 and not isinstance(inner, (str, Identity)):
                 name = self.inputs[0]
