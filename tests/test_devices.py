@@ -28,7 +28,7 @@ def test_sync_tensor_sends_who_wants_a_device_to_torch():
 
 def test_sync_tensor_takes_the_limit_of_what_is_inside():
     with torchpipe.pipe({"backend": "SyncTensor[Max[Identity]]", "max": 7}) as pipe:
-        assert pipe._nodes["node"].stage.max == 7
+        assert pipe._nodes.stages["node"].max == 7
 
 
 @without_gpu
@@ -36,7 +36,7 @@ def test_sync_tensor_takes_the_limit_of_what_is_inside():
     "config",
     [
         {"backend": "Torch[Identity]"},
-        {"backend": "Torch[Identity]", "device_id": "0;1"},
+        {"backend": "Torch[Identity]", "device_id": "0;1", "instance_num": 2},
         {"backend": "CudaGraphTensor", "model": torch.nn.Identity(), "shape": "3"},
         {"backend": "TensorrtTensor", "model": "x.onnx", "model::cache": "x.trt", "precision::fp32": "a,b"},
         {"backend": "Mat2Tensor", "device": "0"},
@@ -58,7 +58,7 @@ def test_the_instances_of_a_node_take_the_parts_of_a_value_in_turn():
     torchpipe.register_backend(Placed, "Placed")
     try:
         with torchpipe.pipe({"backend": "S[Placed,Identity]", "place": "a; b", "instance_num": 5}) as pipe:
-            stage = pipe._nodes["node"].stage
+            stage = pipe._nodes.stages["node"]
             assert [i.backend.children[0].place for i in stage.instances] == ["a", "b", "a", "b", "a"]
     finally:
         torchpipe.unregister("Placed")
@@ -66,7 +66,7 @@ def test_the_instances_of_a_node_take_the_parts_of_a_value_in_turn():
 
 def test_a_backend_knows_what_is_between_its_brackets():
     with torchpipe.pipe({"backend": "Max[S[Identity,Empty]]"}) as pipe:
-        names = [type(part).__name__ for part in pipe._nodes["node"].stage.instances[0].backend.tree()]
+        names = [type(part).__name__ for part in pipe._nodes.stages["node"].instances[0].backend.tree()]
     assert names == ["Max", "Sequential", "Empty", "Identity"]
 
 
