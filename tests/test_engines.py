@@ -698,3 +698,14 @@ def test_forty_threads_each_get_their_own_answer(kind, most, instances, classifi
 
     with engine(kind, classifiers, max=most, instance_num=instances) as pipe:
         assert all(all_at_once([lambda n=n: client(n) for n in range(40)]))
+
+
+def test_an_onnx_session_can_work_on_tensors_where_they_are(tmp_path):
+    engine = OnnxTensor(networks.onnx_classifier(tmp_path / "net.onnx"))
+    for rows in (1, 3):
+        image = torch.rand(rows, 3, 8, 9)
+        (bound,) = engine.infer_bound([image])
+        (copied,) = engine.infer([image])
+        torch.testing.assert_close(bound, copied)
+    with pytest.raises(RequestError, match="takes"):
+        engine.infer_bound([torch.rand(1, 4, 8, 9)])

@@ -37,7 +37,7 @@ def test_the_example_of_a_backend_is_true(name, monkeypatch, tmp_path):
     test = doctest.DocTestParser().get_doctest(EXAMPLES[name], scope, name, None, 0)
     report: list[str] = []
     outcome = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE).run(test, out=report.append)
-    assert outcome.attempted
+    assert outcome.attempted or "+SKIP" in EXAMPLES[name]  # one that only a GPU can run
     assert not outcome.failed, "".join(report)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -138,10 +138,6 @@ class Blueprint:
         """
         index = index if self.copy is None else self.copy
         mark = len(owned)
-        built = {
-            name: Unbuilt(child, index) if name in self.unbuilt else _build(child, index, owned, made)  # type: ignore[arg-type]
-            for name, child in reversed(self.children.items())
-        }
         values = {name: setting.of(index) for name, setting in self.settings.items()}
         for name in self.configs:
             values[name] = {**self.scope.whole, "_independent_thread_index": index}
@@ -149,6 +145,13 @@ class Blueprint:
                 values[name]["instance_num"] = self.copies
         for name, kind in self.shares.items():
             values[name] = self.shared.setdefault(name, kind())
+        with located(self.where):
+            around = self.cls.around_parts(**values)
+        with around:
+            built = {
+                name: Unbuilt(child, index) if name in self.unbuilt else _build(child, index, owned, made)  # type: ignore[arg-type]
+                for name, child in reversed(self.children.items())
+            }
         try:
             backend = self.cls(**values, **built)
             if self.component.filter:
@@ -160,9 +163,17 @@ class Blueprint:
             raise
         if not backend.label:
             backend.label = str(self.component)
+        backend.parts = tuple(_flat(built.values()))
         owned[mark:] = [backend]  # it closes its children itself
         made(backend)
         return backend
+
+
+def _flat(built: Iterable[Any]) -> Iterator[Backend]:
+    for child in built:
+        for part in child if isinstance(child, list) else [child]:
+            if isinstance(part, Backend):  # what is not built here is no part of this one
+                yield part
 
 
 @dataclass
@@ -313,7 +324,7 @@ def _setting(
     place: tuple[int, int] | None,
 ) -> Setting:
     name, where = parameter.name, blueprint.where
-    plain = () if name in NODE_KEYS else (name,)
+    plain = () if name in NODE_KEYS else parameter.keys
     found = scope.find(*_addressed(blueprint, name), *plain)
     if name in private:
         value, source = private.pop(name), f"{blueprint.component.name}({name}=...)"

@@ -8,7 +8,7 @@ import lark
 
 from .errors import ConfigError, MissingKeyError, located, shown
 from .expression import WORD, mistake
-from .request import TASK_CONTEXT_KEY, TASK_DATA_KEY, Request, substitute
+from .request import STREAMS_KEY, TASK_CONTEXT_KEY, TASK_DATA_KEY, Request, substitute
 
 GRAMMAR = rf"""
 start: source (_SEPARATOR source)*
@@ -94,6 +94,7 @@ class Mapping:
         """
         request: Request = {}
         context = None
+        marks: tuple = ()
         for nodes, pairs in self._sources:
             found = [left[node] for node in nodes if node in left]
             # what a skipped predecessor passed on must not hide what another one computed
@@ -101,7 +102,10 @@ class Mapping:
             for theirs, ours in pairs:
                 request[ours] = self._take(theirs, nodes, [one for one, _ in found])
             for one, _ in found:
+                marks += one.get(STREAMS_KEY, ())
                 context = one.get(TASK_CONTEXT_KEY) if context is None else context
+        if marks:
+            request[STREAMS_KEY] = marks
         if context is not None:
             request.setdefault(TASK_CONTEXT_KEY, context)
         return request
@@ -116,7 +120,7 @@ class Mapping:
                 f"the map of node {self.name!r} reads from {named}, which this request did not pass: "
                 "it started elsewhere"
             )
-        left = ", ".join(map(repr, found[0])) or "nothing"
+        left = ", ".join(repr(key) for key in found[0] if key != STREAMS_KEY) or "nothing"
         raise MissingKeyError(
             f"the map of node {self.name!r} needs the key {key!r} of {named}, which left {left}"
         )

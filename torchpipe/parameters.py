@@ -36,6 +36,12 @@ Key = Annotated[str, pydantic.AfterValidator(_key)]
 Size = Annotated[int, pydantic.Field(ge=1, le=1_048_576)]
 """The width or height of an image in pixels."""
 
+DeviceName = Annotated[str, "per instance"]
+"""A device, or several separated by semicolons that the instances of a node take in turn: ``0;1``."""
+
+PerInstance = Annotated[str, "per instance"]
+"""Any value of which the instances of a node take one part each in turn, where it has semicolons."""
+
 Count = Annotated[int, pydantic.Field(ge=1)]
 Number = typing.Union[int, float]
 Numbers = list[float]
@@ -56,6 +62,12 @@ class Parameter:
     @property
     def required(self) -> bool:
         return self.default is _MISSING
+
+    @property
+    def keys(self) -> list[str]:
+        """The names under which a configuration may write it; ``Annotated[str, "key a::b"]`` adds one."""
+        metadata = getattr(self.annotation, "__metadata__", ())
+        return [text[4:] for text in metadata if isinstance(text, str) and text[:4] == "key "] + [self.name]
 
     @property
     def copies(self) -> str:

@@ -287,8 +287,7 @@ class Pipe:
                 walk(request, route.line)
                 again = self._entrance.again(request) if self.config.restart else None
                 if again is None:
-                    request.pop("data", None)
-                    given.update(request)
+                    self._entrance.fill_in(given, request)
                     return
                 route = again
             self._call_branched(given, request, route)
@@ -347,7 +346,7 @@ class Pipe:
             requests = [self._entrance.prepare(request)[0] for request in given]
             unscheduled.run_all(requests)
             for request, computed in zip(given, requests, strict=True):
-                request.update({key: value for key, value in computed.items() if key != "data"})
+                self._entrance.fill_in(request, computed)
         finally:
             self._entrance.inside.pop()
 

@@ -23,6 +23,9 @@ TASK_REQUEST_SIZE_KEY = "request_size"
 TASK_RESTART_KEY = "restart"
 TASK_CPU_RESULT_KEY = "cpu_result"
 
+STREAMS_KEY = "_streams"
+"""Where a request keeps what its values wait for on GPUs (``streams.py``): a tuple, seen by no backend."""
+
 CONSTANTS = {name: value for name, value in globals().items() if name.startswith("TASK_")}
 RESERVED = frozenset(CONSTANTS.values()) | {"global", "default", ""}
 

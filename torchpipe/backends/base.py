@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
 from ..errors import note
 from ..filters import Filter
 from ..request import Request
@@ -33,14 +37,25 @@ class Backend:
             any thread runs it, one at a time).
         shared: whether several threads may be in ``forward`` of one instance at once (default False); what
             ``Parallel[X]`` asks of X.
+        device: the ``torch.device`` it computes on, where that is a GPU: its instance then has a stream of
+            its own there, which is current while ``forward`` runs.
+        priority: of that stream, -1 for high, 0 for low; None where it does not matter.
     """
 
     max: int = 1
     min: int = 1
     bound: bool = False
     shared: bool = False
+    device: Any = None
+    priority: int | None = None
+    parts: tuple[Backend, ...] = ()  # the backends between its brackets
     label: str = ""  # how it is written in the configuration, for messages
     filter: Filter | None = None  # what stands in front of it in the expression
+
+    @classmethod
+    def around_parts(cls, **settings: Any) -> contextlib.AbstractContextManager:
+        """What is in force while the backends between the brackets are built, given the other parameters."""
+        return contextlib.nullcontext()
 
     def forward(self, batch: list[Request]) -> None:
         for request in batch:
@@ -51,6 +66,12 @@ class Backend:
 
     def close(self) -> None:
         """Release what the backend holds; called once, when its pipe is closed."""
+
+    def tree(self) -> Iterator[Backend]:
+        """This backend and all inside it, the last of several children first."""
+        yield self
+        for part in reversed(self.parts):
+            yield from part.tree()
 
 
 def run_in_pieces(child: Backend, batch: list[Request]) -> None:

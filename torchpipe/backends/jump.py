@@ -71,7 +71,7 @@ class Jump(Backend):
         for part in parts:
             request.update({key: value for key, value in part.items() if key not in KEPT})
 
-    def parts(self, request: Request) -> list[Request]:
+    def make_parts(self, request: Request) -> list[Request]:
         """What :meth:`split` gives, checked."""
         parts = self.split(request)
         if not isinstance(parts, list) or not all(isinstance(part, dict) for part in parts):
@@ -90,7 +90,7 @@ class Jump(Backend):
         self.merge(request, [part for part, _ in outcomes])
 
     def forward(self, batch: list[Request]) -> None:
-        split = [self.parts(request) for request in batch]
+        split = [self.make_parts(request) for request in batch]
         outcomes = self.send([part for parts in split for part in parts])
         for request, parts in zip(batch, split, strict=True):
             self.join(request, outcomes[: len(parts)])

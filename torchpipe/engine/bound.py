@@ -59,4 +59,5 @@ class BoundThread:
         while stage is not None and (tickets := self._batches.get()) is not None:
             stage.serve(self.instance, tickets)
             stage.dispatch()
-            tickets = None  # nothing of a request may outlive it
+            tickets.clear()  # nothing of a request may outlive it, also where this thread owns the list
+            tickets = None

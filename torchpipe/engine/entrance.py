@@ -67,6 +67,8 @@ class Entrance:
                 f"the request has no 'data'; its keys: {', '.join(map(repr, given)) or 'none'}"
             )
         request = dict(given)
+        if self._nodes.streams is not None:
+            self._nodes.streams.enter(request)
         return request, self.route_of(request)
 
     def route_of(self, request: Request) -> Route:
@@ -178,6 +180,7 @@ class Entrance:
                     deadlines[index] if deadlines else None,
                     self.again,
                     self.alarm.forget if alarm else None,
+                    self.fill_in,
                 )
                 outcomes.append(outcome)
                 if alarm:
@@ -197,6 +200,13 @@ class Entrance:
                     drop(ticket.branch)
             raise
         return outcomes
+
+    def fill_in(self, given: Request, computed: Request) -> None:
+        """Write what was computed into the caller's dict, all keys but ``data``."""
+        computed.pop("data", None)
+        if self._nodes.streams is not None:
+            self._nodes.streams.settle(computed)
+        given.update(computed)
 
     def _count_out(self, counted: list[int | None]) -> None:
         try:

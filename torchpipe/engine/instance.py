@@ -7,12 +7,17 @@ import threading
 import types
 from _thread import get_ident
 from collections import deque
+from collections.abc import Callable
 from time import perf_counter
+from typing import TYPE_CHECKING
 
 from ..backends.base import Backend
 from ..errors import note
 from ..request import Request
 from .batching import Costs
+
+if TYPE_CHECKING:
+    from ..streams import InstanceStream
 
 KEPT = 1024
 """How many of the newest times an instance keeps for percentiles."""
@@ -26,9 +31,15 @@ class Instance:
         self.where = where
         self.split = split  # whether a failed batch is split until the guilty request is alone
         self.max, self.min = backend.max, backend.min
+        self.stream = _stream_of(backend)  # a GPU's, current whenever the backend runs; or None
+        self.forward: Callable[[list[Request]], None] = backend.forward
+        if self.stream is not None:
+            self.forward = self._on_stream
+        self.on_host = False  # whether it waits for the values that GPUs are still working on
         self.owner = 0  # the thread that is running it, for refusing re-entry
         self.since = 0.0  # when it started to run
         self.running: list | None = None  # its batch, taken by whoever ends it: the instance, or a watchdog
+        self.busy_with = 0  # the size of the batch that runs now
         self.floor = 1.0  # seconds a batch takes at best of late; unknown counts as long
         self.costs = Costs()
         self.errors = 0
@@ -43,16 +54,14 @@ class Instance:
         start = self.since = perf_counter()
         try:
             self.owner = get_ident()
-            self.backend.forward([request])
+            self.forward([request])
         except BaseException as error:
             return self._blame_all(error, [request], None)[0]
         finally:
             self.owner = 0
-            took = perf_counter() - start
-            self._count(took)
+            if self.stream is None:
+                self._learn(1, perf_counter() - start)
             self.alone += 1
-            if self.max > 1:
-                self.costs.add(1, took)
         return None
 
     def execute(self, batch: list[Request], closing: str) -> list[BaseException | None] | None:
@@ -66,22 +75,46 @@ class Instance:
         start = self.since = perf_counter()
         try:
             self.owner = get_ident()
-            self.backend.forward(batch.copy())  # a backend may take its list apart
-            took = perf_counter() - start
-            if self.max > 1:
-                self.costs.add(size, took)
+            self.forward(batch.copy())  # a backend may take its list apart
         except BaseException as error:
             errors = self._blame_all(error, batch, saved)
         finally:
             self.owner = 0
-        self._count(perf_counter() - start)
+        if self.stream is None:
+            self._learn(size, perf_counter() - start, failed=errors is not None)
         self.sizes[size] = self.sizes.get(size, 0) + 1
         self.closings[closing] = self.closings.get(closing, 0) + 1
         return errors
 
-    def _count(self, took: float) -> None:
+    def _on_stream(self, batch: list[Request]) -> None:
+        assert self.stream is not None
+        self.busy_with = len(batch)
+        try:
+            self.stream.run(self.backend.forward, batch)
+        finally:
+            self.busy_with = 0
+
+    def behind(self) -> bool:
+        """Whether its stream is still at work on the last batch."""
+        if self.stream is None:
+            return False
+        if self.stream.behind():
+            return True
+        self.catch_up()
+        return False
+
+    def catch_up(self) -> None:
+        """Wait until its stream has done its work, and learn what that took; ended by the GPU."""
+        if self.stream is not None:
+            for size, took in self.stream.drain():
+                self._learn(size, took)
+
+    def _learn(self, size: int, took: float, failed: bool = False) -> None:
+        """Remember what a batch took; of a stream that is known only when it has caught up."""
         self.run_times.append(took)
         self.floor = took if took < self.floor else self.floor * 1.02
+        if self.max > 1 and not failed:
+            self.costs.add(size, took)
 
     def _blame_all(
         self, error: BaseException, batch: list[Request], saved: list[Request] | None
@@ -109,7 +142,7 @@ class Instance:
             request.clear()
             request.update(before)
         try:
-            self.backend.forward(batch.copy())
+            self.forward(batch.copy())
         except BaseException as error:
             return self._blame(error, batch, saved if len(batch) > 1 else None)
         return [None] * len(batch)
@@ -122,6 +155,17 @@ class Instance:
         together = f", together with {len(batch) - 1} more in its batch" if len(batch) > 1 else ""
         note(error, f"in {self.where}{together}")
         return error
+
+
+def _stream_of(backend: Backend) -> InstanceStream | None:
+    """A stream for an instance that computes on a GPU: where the first part of it does that says so."""
+    for part in backend.tree():
+        if getattr(part.device, "type", "") == "cuda":
+            from ..streams import InstanceStream  # not before: a pipe without a GPU needs no torch
+
+            wishes = [part.priority for part in backend.tree() if part.priority is not None]
+            return InstanceStream(part.device, wishes[0] if wishes else 0)
+    return None
 
 
 def own_copy(error: BaseException) -> BaseException:

@@ -9,7 +9,7 @@ from typing import Any, Union
 
 from ..errors import note
 from ..filters import Status
-from ..request import Request
+from ..request import STREAMS_KEY, Request
 from .branch import Branch
 from .node import Node, Route
 
@@ -191,7 +191,9 @@ class Journey:
         if node.jump is None:
             return [Branch(self, node, request)]
         try:
-            parts = node.jump.parts(request)
+            if node.settle is not None:
+                node.settle(request)
+            parts = node.jump.make_parts(request)
             node.tally.add(requests=1, parts=len(parts))
             if not parts:
                 node.jump.merge(request, [])
@@ -247,7 +249,14 @@ class Parts:
         if journey.over():
             return journey.end()
         try:
+            marks: tuple = ()
+            for part, _ in outcomes:
+                if node.settle is not None:
+                    node.settle(part)
+                marks += part.pop(STREAMS_KEY, ())
             node.jump.join(request, outcomes)
+            if marks:
+                request[STREAMS_KEY] = request.get(STREAMS_KEY, ()) + marks
         except BaseException as error:
             node.tally.add(errors=1)
             if not any(error is failed for _, failed in outcomes):

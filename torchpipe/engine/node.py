@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -53,6 +54,9 @@ class Node:
     mapping: Mapping | None = None
     next: list[Node] = field(default_factory=list)
     before: list[Node] = field(default_factory=list)
+    settle: Callable[[Request], None] | None = (
+        None  # waits for a GPU's values before a user's split and merge
+    )
     tally: Tally = field(default_factory=Tally)
     kept: bool = False  # a map reads from it: what it leaves must not be changed by the next node
 

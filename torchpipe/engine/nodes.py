@@ -5,11 +5,12 @@ from __future__ import annotations
 import contextlib
 import functools
 import threading
+from types import ModuleType
 
-from ..backends.jump import Jump, Outcome
+from ..backends.jump import Jump, MapReduce, Outcome
 from ..config import PipeConfig
 from ..errors import ConfigError, nearest, note
-from ..filters import Filter
+from ..filters import BUILT_IN, Filter
 from ..graph import Graph
 from ..mapping import Mapping
 from ..node_config import NodeConfig
@@ -41,12 +42,14 @@ class Nodes:
         self.pool = Pool(total, "torchpipe")
         self.by_name: dict[str, Node] = {}
         self.watchdog: Watchdog | None = None
+        self.streams: ModuleType | None = None  # torchpipe.streams, where a node has a GPU
         try:
             for node in owners:
                 self._owned[node.name] = Instances(node, self.pool, config.unscheduled)
             for node in config.nodes.values():
                 self.by_name[node.name] = self._make_node(node, graph)
             self._connect(graph)
+            self._connect_streams()
             if any(node.options.stuck_after for node in owners):
                 self.watchdog = Watchdog(self._owned)
         except BaseException:
@@ -84,6 +87,7 @@ class Nodes:
         self._owned[before] = old
         old.retire()
         self._owned[config.name] = new
+        self._connect_streams()
         if config.options.stuck_after and self.watchdog is None:
             self.watchdog = Watchdog(self._owned)
         for stage, successor in zip(old.stages, new.stages, strict=True):
@@ -140,7 +144,27 @@ class Nodes:
                 node.target = self.route(node.jump.target)
         self._check_jumps(jumps)
         for _, jump in jumps:
-            jump.send = functools.partial(_call, self.route(jump.target))
+            jump.send = functools.partial(self._call, self.route(jump.target))
+
+    def _connect_streams(self) -> None:
+        """Where a node has a GPU: all other nodes, users' filters and callers get values that are ready."""
+        stages = [stage for owned in self._owned.values() for stage in owned.stages]
+        instances = [one for stage in stages if isinstance(stage, Stage) for one in stage.instances]
+        if self.streams is None and all(instance.stream is None for instance in instances):
+            return
+        from .. import streams  # imports torch
+
+        for instance in instances:
+            if instance.stream is None and not instance.on_host:
+                instance.on_host = True
+                instance.forward = streams.on_host(instance.forward)
+        if self.streams is None:
+            for node in self.by_name.values():
+                if node.filter is not None and node.filter not in BUILT_IN.values():
+                    node.filter = streams.settled(node.filter)
+                if node.jump is not None and type(node.jump) not in (Jump, MapReduce):
+                    node.settle = streams.settle
+            self.streams = streams
 
     def _check_jumps(self, jumps: list[tuple[str, Jump]]) -> None:
         for node in self.by_name.values():
@@ -166,6 +190,17 @@ class Nodes:
                     f"node {name!r}: its instances would wait for themselves, since a Jump inside its "
                     "backend leads back to it. As the whole backend of a node, Jump needs no instance"
                 )
+
+    def _call(self, route: Route, parts: list[Request]) -> list[Outcome]:
+        """Send parts from inside a backend, and wait until all are at the end of ``route``."""
+        if self.streams is None:
+            return _call(route, parts)
+        for part in parts:
+            self.streams.enter(part)  # behind what the backend has put on its stream so far
+        outcomes = _call(route, parts)
+        for part, _ in outcomes:
+            self.streams.settle(part)
+        return outcomes
 
 
 def _call(route: Route, parts: list[Request]) -> list[Outcome]:

@@ -24,6 +24,7 @@ class Outcome:
         wanted: asked once at the end; from then on it cannot be given up.
         deadline: on the clock of ``time.monotonic()``.
         again: the way that a request takes once more, if it asks for that.
+        fill: ``fill(given, computed)`` writes what was computed into the caller's dict.
         forget: called when it is settled, by what would have seen to the deadline.
     """
 
@@ -37,11 +38,12 @@ class Outcome:
         deadline: float | None = None,
         again: Callable[[Request], Route | None] = lambda request: None,
         forget: Callable[[Outcome], None] | None = None,
+        fill: Callable[[Request, Request], None] = dict.update,
     ) -> None:
         self._given, self._tell, self._left = given, tell, left
         self._cancelled, self._wanted, self._again = cancelled, wanted, again
         self.deadline = deadline
-        self._forget = forget
+        self._forget, self._fill = forget, fill
         self._started = monotonic()
         self._settled = threading.Lock()  # held for ever by whoever settles it
         self._journey: Journey | None = None
@@ -103,7 +105,9 @@ class Outcome:
         try:
             tell = self.abandon() and self._wanted()
             if tell and error is None:
-                self._given.update({key: value for key, value in computed.items() if key != "data"})
+                self._fill(self._given, computed)
+        except BaseException as raised:  # a GPU that failed
+            error = raised
         finally:
             self._left()
             if tell:

@@ -27,6 +27,8 @@ class InOrder:
 
     def room(self, instance: Instance, waiting: int) -> int:
         """How large a batch to take for an instance while ``waiting`` requests wait."""
+        if instance.stream is not None:
+            return instance.max  # small batches would not end earlier: a GPU runs one after the other
         return instance.costs.best_size(waiting, instance.max)
 
     def take(self, pending: Queue, room: int) -> tuple[list[Ticket], list[Ticket]]:

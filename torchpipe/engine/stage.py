@@ -38,6 +38,16 @@ FAVOUR = 1e-3
 """How long a caller whose own request is done goes on working for others, in seconds."""
 
 
+SHORT = 20e-3
+"""Seconds that a request waits at most, about, for a running batch of a GPU to end."""
+
+WOKEN = 60.0
+"""Seconds for which a thread that was struck while it waited still waits, so as to wake the next."""
+
+AWAKE = 3
+"""How many threads a batch wakes at once; each of them wakes one more."""
+
+
 @dataclass(frozen=True)
 class Rules:
     """What a node's configuration says of its queue; times are seconds."""
@@ -81,14 +91,19 @@ class Stage:
         self._looks = bool(rules.selection or rules.ageing or rules.max_queue)  # at requests that come
         uniform = len({(instance.max, instance.min) for instance in instances}) == 1
         self.free: deque[Instance] | FreeByRange = deque(instances) if uniform else FreeByRange(instances)
+        self.on_gpu = any(instance.stream is not None for instance in instances)
         if isinstance(self.free, FreeByRange):
+            pop: Callable[[], Instance] = self.free.pop
             self._pop_fitting: Callable[[int], Instance] = self.free.pop
             self._can_run: Callable[[int], bool] = self.free.fits
         else:
-            self._pop_fitting, self._can_run = (lambda size: self.free.pop()), (lambda size: bool(self.free))
+            # Of instances with streams the one that was freed first: the likeliest to have caught up.
+            pop = self.free.popleft if self.on_gpu else self.free.pop
+            self._pop_fitting, self._can_run = (lambda size: pop()), (lambda size: bool(self.free))
+        self._pop_free = iter(pop, None)
         self._collecting: threading.Lock | None = None  # the bell of a batch that waits for company
         self._enough = 1  # how many must have come for an arrival to ring it
-        self._pop_free = iter(self.free.pop, None)
+        self._direct = not (threads or self._looks or self.watched)  # a caller may just run its request
 
     # Requests come in
 
@@ -101,7 +116,7 @@ class Stage:
             instance, wait = None, False
             if self.timeout:
                 self.patience.arrivals.add(perf_counter())
-            if not (self.pending or self.threads or self._collecting or self._looks or self.watched):
+            if self._direct and not (self.pending or self._collecting) and not (self.on_gpu and self._busy()):
                 # An iterator, because an interrupt cannot strike between its step and the try below: after
                 # a call it could, and would lose the instance.
                 try:
@@ -112,7 +127,9 @@ class Stage:
             if instance is None:
                 return self._run_queued(request, journey)
             try:
-                wait = self.timeout > 0 and self.patience.wait(1, perf_counter(), instance.costs) > 0
+                wait = (self.on_gpu and instance.behind()) or (
+                    self.timeout > 0 and self.patience.wait(1, perf_counter(), instance.costs) > 0
+                )
                 error = None if wait else instance.execute_one(request)
             finally:
                 self.free.append(instance)
@@ -181,6 +198,7 @@ class Stage:
 
     def _run_queued(self, request: Request, journey: Journey | None) -> None:
         ticket = Ticket(request, journey=journey)
+        ticket.interruptible = threading.get_ident() == threading.main_thread().ident
         if self._looks and (error := self._refusal(ticket)) is not None:
             raise error
         self.refuse_reentry()
@@ -195,13 +213,23 @@ class Stage:
             with waiting():
                 ticket.wake.acquire()  # ended by whoever serves the ticket
         except BaseException:
-            ticket.claim()  # if that fails a batch has it, and its outcome is dropped
+            # if the claim fails a batch has it, and its outcome is dropped; but others may wait to be woken
+            if not ticket.claim() and not ticket.interruptible:
+                ticket.wake.acquire(timeout=WOKEN)
+                self._wake_next(ticket)
             raise
+        self._wake_next(ticket)
         if ticket.error is not None:
             try:
                 raise ticket.error
             finally:
                 ticket.error = None
+
+    @staticmethod
+    def _wake_next(ticket: Ticket) -> None:
+        following, ticket.following = ticket.following, None
+        if following is not None:
+            following.wake.release()
 
     def refuse_reentry(self) -> None:
         """Raise ReentryError where the current thread would wait for the instance that it is running."""
@@ -231,10 +259,14 @@ class Stage:
             return
         until = perf_counter() + FAVOUR
         while self.pending:
+            if self.on_gpu and len(self.pending) < self._busy():
+                return  # whoever ends the running batch looks here after freeing its instance
             try:
                 instance = self._pop_fitting(len(self.pending))
             except IndexError:
                 return  # whoever has one looks here after freeing it
+            if instance.stream is not None and not self._caught_up(instance, mine):
+                return
             tickets = self._take_for(instance)
             if not tickets:
                 self.free.append(instance)
@@ -251,6 +283,40 @@ class Stage:
                 except RuntimeError:  # the system has no thread left: then here
                     self.serve(instance, tickets)
 
+    # A GPU's instances
+
+    def _busy(self) -> int:
+        """The largest batch that runs now. Beside it a GPU starts only one that is as large.
+
+        A small one would finish no earlier for being started at once, since the GPU is taken, and would cost
+        the host as much as a large one; so two batches of half of the requests take turns.
+        """
+        recent = perf_counter() - SHORT
+        return max(
+            (
+                instance.busy_with
+                for instance in self.instances
+                if instance.floor < SHORT and instance.since > recent
+            ),
+            default=0,
+        )
+
+    def _caught_up(self, instance: Instance, mine: bool) -> bool:
+        """Let an instance's stream end its work before a batch is chosen; False: the pool sees to it."""
+        if instance.behind():
+            if not mine:
+                try:
+                    self.pool.grow()
+                except RuntimeError:
+                    pass  # the system has no thread left: then here
+                else:
+                    self.free.append(instance)
+                    self.pool.put(self.dispatch)
+                    return False
+            self._share()
+        instance.catch_up()
+        return True
+
     # Instances go and come
 
     def take_out(
@@ -266,7 +332,7 @@ class Stage:
             return False
         self.instances.remove(instance)
         self.pool.let_go(owner)
-        self.pool.put(functools.partial(self._tell, tickets, [own_copy(error) for _ in tickets]))
+        self.pool.put(functools.partial(self._tell, tickets.copy(), [own_copy(error) for _ in tickets]))
         return True
 
     def put_in(self, instance: Instance) -> None:
@@ -318,7 +384,7 @@ class Stage:
     def give_up(self, error: BaseException) -> None:
         """No instance is left: refuse what comes, and end what waits."""
         self._lost = error
-        self._looks = True
+        self._looks, self._direct = True, False
         self.flush(error)
 
     def _share(self) -> None:
@@ -353,15 +419,29 @@ class Stage:
         self._tell(tickets, errors)
 
     def _tell(self, tickets: list[Ticket], errors: list[BaseException | None] | None) -> None:
-        """A batch is done: wake those who wait, and send on what nobody waits for."""
+        """A batch is done: wake those who wait, and send on what nobody waits for.
+
+        Threads are woken a few at a time, each by one that woke before it: all at once they would queue for
+        the interpreter lock, in front of the threads that run the next batches.
+        """
         arrivals = []
+        sleeping = []
         for i, ticket in enumerate(tickets):
             error = errors[i] if errors is not None else None
-            if ticket.branch is None:
-                ticket.error = error
+            if ticket.branch is not None:
+                arrivals.append((ticket.branch, error))
+                continue
+            ticket.error = error
+            if ticket.interruptible:
                 ticket.wake.release()
             else:
-                arrivals.append((ticket.branch, error))
+                sleeping.append(ticket)
+        for before, after in zip(sleeping, sleeping[AWAKE:], strict=False):
+            before.following = after
+        for ticket in sleeping[:AWAKE]:
+            ticket.wake.release()
+        if arrivals and self.on_gpu:
+            self._share()  # what was kept for this batch's end shall not wait for callbacks too
         if arrivals and self.pool.mine():
             go_on(arrivals)
         elif arrivals:
@@ -416,6 +496,12 @@ class Stage:
         self._collecting = bell
         try:
             while (room := self._room(instance, tickets)) and not self._can_run(1):
+                more = self._take(room)  # also what came before anybody could see the bell
+                tickets += more
+                if more:
+                    continue
+                if self.pending:
+                    return False  # what waits does not fit
                 now = perf_counter()
                 left = tickets[0].arrived + self.timeout - now
                 if left <= 0:
@@ -424,11 +510,8 @@ class Stage:
                 if wait <= 0:
                     return False
                 self._enough = room if wait < BURST else 1
-                bell.acquire(timeout=min(wait, left))  # ended by an arrival, a freed instance, or the clock
-                more = self._take(room)
-                if not more and self.pending:
-                    return False  # what waits does not fit
-                tickets += more
+                if not self.pending and not self._can_run(1):
+                    bell.acquire(timeout=min(wait, left))  # ended by an arrival, a freed instance, the clock
         finally:
             self._collecting = None
         return False

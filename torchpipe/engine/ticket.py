@@ -16,7 +16,19 @@ if TYPE_CHECKING:
 class Ticket:
     """One request that waits at a stage. Whoever claims it first, a batch or its giving up, has it."""
 
-    __slots__ = ("_claim", "arrived", "branch", "error", "journey", "request", "score", "wake", "weight")
+    __slots__ = (
+        "_claim",
+        "arrived",
+        "branch",
+        "error",
+        "following",
+        "interruptible",
+        "journey",
+        "request",
+        "score",
+        "wake",
+        "weight",
+    )
 
     def __init__(
         self, request: Request, branch: Branch | None = None, journey: Journey | None = None
@@ -26,6 +38,8 @@ class Ticket:
         self.branch = branch  # goes on with the request; None: its thread is waiting
         self.journey = journey if branch is None else branch.journey
         self.error: BaseException | None = None
+        self.following: Ticket | None = None  # whom its thread wakes as soon as it is awake itself
+        self.interruptible = False  # the main thread waits, which a signal may take away: it wakes nobody
         self.weight = 1  # how much of a batch it takes
         self.score = self.arrived  # what it is like: near scores go well together
         self._claim = threading.Lock()

@@ -1,0 +1,136 @@
+"""How a stage uses instances that have streams; a clock that says when it is done stands in for the GPU."""
+
+import threading
+import time
+
+import pytest
+from threads import Call, Gate, all_at_once, copy_data, until
+
+import torchpipe
+from torchpipe.engine import instance as instances
+from torchpipe.engine import nodes
+
+
+class Clockwork:
+    """A stream of a GPU that needs some milliseconds for a batch, which nobody else has to wait for."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._until = seconds, 0.0
+        self._runs: list[tuple[int, float]] = []
+
+    def run(self, forward, batch) -> None:
+        size = len(batch)
+        forward(batch)
+        self._until = time.perf_counter() + self._seconds
+        self._runs.append((size, self._seconds))
+
+    def behind(self) -> bool:
+        return time.perf_counter() < self._until
+
+    def drain(self) -> list[tuple[int, float]]:
+        time.sleep(max(self._until - time.perf_counter(), 0.0))
+        runs, self._runs = self._runs, []
+        return runs
+
+
+@pytest.fixture
+def on_clockwork(monkeypatch):
+    """Register a backend that takes 64 requests at once, whose instances have streams."""
+
+    def register(forward, seconds: float = 0.0) -> None:
+        members = {"forward": lambda self, batch: forward(batch), "max": 64}
+        torchpipe.register_backend(type("Clocked", (torchpipe.Backend,), members), "Clocked")
+        monkeypatch.setattr(instances, "_stream_of", lambda backend: Clockwork(seconds))
+        # What makes values ready needs torch and a GPU; these are plain numbers.
+        monkeypatch.setattr(nodes.Nodes, "_connect_streams", lambda self: None)
+
+    yield register
+    torchpipe.unregister("Clocked")
+
+
+def test_a_batch_is_chosen_only_when_the_stream_has_done_the_last_one(on_clockwork):
+    sizes = []
+
+    def forward(batch):
+        sizes.append(len(batch))
+        copy_data(batch)
+
+    on_clockwork(forward, seconds=0.2)
+    with torchpipe.pipe({"backend": "Clocked"}) as pipe:
+        pipe({"data": 0})  # its stream is at work for 0.2 s from now on
+        all_at_once([lambda: pipe({"data": 1})] * 8)
+    assert sizes == [1, 8]
+
+
+def test_beside_a_running_batch_only_one_as_large_is_started(on_clockwork):
+    gate, sizes = Gate(), []
+
+    def forward(batch):
+        sizes.append(len(batch))
+        if batch[0]["data"] == "first":
+            gate.stop()
+        copy_data(batch)
+
+    on_clockwork(forward)
+    with torchpipe.pipe({"backend": "Clocked", "instance_num": 2}) as pipe:
+        for _ in range(3):
+            pipe({"data": 0})  # batches are short, it learns
+        sizes.clear()
+        first = threading.Thread(target=pipe, args=([{"data": "first"} for _ in range(3)],))
+        first.start()
+        gate.wait_for_one()
+        two = [Call(pipe, {"data": i}) for i in range(2)]
+        until(lambda: pipe.stats()["node"]["queued"] == 2, "two wait beside the batch of three")
+        time.sleep(0.05)
+        assert sizes == [3]
+        third = Call(pipe, {"data": 2})  # now they are as many
+        for call in (*two, third):
+            call.answer()
+        assert sizes == [3, 3]
+        gate.open()
+        first.join()
+
+
+def test_what_waits_beside_a_batch_is_run_when_that_ends(on_clockwork):
+    gate = Gate()
+
+    def forward(batch):
+        if batch[0]["data"] == "first":
+            gate.stop()
+        copy_data(batch)
+
+    on_clockwork(forward)
+    with torchpipe.pipe({"backend": "Clocked", "instance_num": 2}) as pipe:
+        for _ in range(3):
+            pipe({"data": 0})
+        first = threading.Thread(target=pipe, args=([{"data": "first"} for _ in range(3)],))
+        first.start()
+        gate.wait_for_one()
+        second = Call(pipe, {"data": 1})
+        gate.open()
+        second.answer()
+        first.join()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_callers_of_every_kind_are_all_answered(on_clockwork, count):
+    on_clockwork(copy_data, seconds=0.001)
+
+    def caller(number: int) -> None:
+        for i in range(20):
+            request = {"data": i}
+            if number % 3 == 0:
+                pipe(request)
+            elif number % 3 == 1:
+                request = pipe.submit(request).result(10)
+            else:
+                requests = [request, {"data": 1}, {"data": 2}]
+                pipe(requests)
+            assert request["result"] == i
+
+    nodes = {
+        "a": {"backend": "Clocked", "instance_num": count, "next": "b"},
+        "b": {"backend": "Clocked", "instance_num": 2},
+    }
+    with torchpipe.pipe(nodes) as pipe:
+        all_at_once([lambda number=number: caller(number) for number in range(24)])

@@ -1,0 +1,308 @@
+"""TensorRT engines, built from ONNX files or loaded."""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from pydantic import Field
+
+from ...errors import ConfigError, RequestError
+from ...parameters import DeviceName, Numbers, PerInstance
+from ...registry import built_in
+from ...request import Request
+from ..base import Backend
+from ..cuda import upload
+from ..flow import Identity
+from ..opencv import describe
+from ..tensor import torch_device
+from . import tensorrt_api as api
+from .base import existing_file
+from .post import Postprocessor, deliver, on_gpu, prepared_by, through
+
+Texts = list[str]
+Shape = tuple[int, ...]
+
+
+class Plan:
+    """A serialised engine, as long as an instance uses it."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+
+_building = threading.Lock()  # one engine at a time, so that instances of a node share it; ended by the build
+_built: weakref.WeakValueDictionary[tuple, Plan] = weakref.WeakValueDictionary()
+
+
+@built_in()
+class TensorrtTensor(Backend):
+    """Runs an engine of TensorRT, 8.6 or later, built from an ONNX file when the pipe is built, or loaded.
+
+    Reads ``data``: a tensor of k rows, or a list of them for several inputs, from any device and of any
+    dtype; an image may also be CxHxW, HxWxC or 1xHxWxC. Writes ``result``: what ``postprocessor`` says. All
+    requests of a batch go through in one call. An engine is built once for all instances of a node; each has
+    its own copy of it.
+
+    Args:
+        model: .onnx, or an engine: .trt, .engine, .plan.
+        inner: a PreprocessTensor that makes the batch of files and images, or none; see CudaGraphTensor.
+        model_cache: ``model::cache`` in a configuration; a .trt file: loaded if it exists, else written.
+        timing_cache: ``model::timingcache``; a file in which the builder remembers what it measured.
+        min: the smallest batch, ``1``, or the shape, ``1x3x224x224``; of several inputs with commas between,
+            of several instances with semicolons.
+        opt: the batch or shape that it is tuned for; by default ``max``.
+        max: the largest batch or shape; of an engine that is loaded what it was built for.
+        precision: fp32, fp16, or best, which is fp16 here; what the GPU lacks is left out.
+        fp32: ``precision::fp32``; layers whose names contain one of these texts run in fp32.
+        fp16: ``precision::fp16``, likewise.
+        output_fp32: ``precision::output::fp32``; these layers' outputs are fp32.
+        output_fp16: ``precision::output::fp16``, likewise.
+        mean: one or three numbers on the scale of 0 to 255, subtracted from the image inside the engine.
+        std: likewise, what the image is then divided by.
+        max_workspace_size: megabytes that the builder may use.
+        postprocessor: ``split`` gives each request its rows; ``cpu`` the same on the CPU; ``SoftmaxCpu`` the
+            softmax; ``SoftmaxMax`` [class, score]; ``SoftmaxArgMax`` sets ``score``, ``class``, ``result``.
+        log_level: what TensorRT says.
+        device: gpu, cuda, cuda:N, N; with ``;`` instances take turns.
+
+    Raises:
+        ConfigError: no GPU, a file that is missing or refused, an output without a dynamic batch.
+        ImportError: TensorRT is not installed.
+        RequestError: ``data`` is of a rank or size that the engine does not take.
+
+    Example:
+        >>> config = {"model": "resnet50.onnx", "max": 8, "precision": "fp16"}
+        >>> request = run("TensorrtTensor", {"data": torch.rand(1, 3, 224, 224)}, **config)  # doctest: +SKIP
+        >>> request["result"].shape  # doctest: +SKIP
+        torch.Size([1, 1000])
+    """
+
+    def __init__(
+        self,
+        model: str,
+        inner: Backend = "Identity",  # type: ignore[assignment]
+        model_cache: Annotated[str, "key model::cache"] = "",
+        timing_cache: Annotated[str, "key model::timingcache"] = "",
+        min: PerInstance = "1",
+        opt: PerInstance = "",
+        max: PerInstance = "1",
+        precision: Literal["fp32", "fp16", "best"] = "fp16",
+        fp32: Annotated[Texts, "key precision::fp32"] = (),  # type: ignore[assignment]
+        fp16: Annotated[Texts, "key precision::fp16"] = (),  # type: ignore[assignment]
+        output_fp32: Annotated[Texts, "key precision::output::fp32"] = (),  # type: ignore[assignment]
+        output_fp16: Annotated[Texts, "key precision::output::fp16"] = (),  # type: ignore[assignment]
+        mean: Numbers = (),  # type: ignore[assignment]
+        std: Numbers = (),  # type: ignore[assignment]
+        max_workspace_size: Annotated[int, Field(ge=1)] = 2048,
+        postprocessor: Postprocessor = "split",
+        log_level: Literal["verbose", "info", "warning", "error"] = "warning",
+        device: DeviceName = "cuda",
+    ) -> None:
+        self.device = torch_device(device)
+        if self.device.type != "cuda":
+            raise ConfigError(f"device = {device!r}: TensorRT needs a GPU")
+        self.trt, self.logger = api.load(log_level)
+        self.postprocessor = postprocessor
+        scale = _scale(mean, std)
+        forced: dict[str, Sequence[str]] = {
+            "fp32": fp32,
+            "fp16": fp16,
+            "output::fp32": output_fp32,
+            "output::fp16": output_fp16,
+        }
+        ready = model_cache if model_cache and Path(model_cache).is_file() else model
+        with torch.cuda.device(self.device), _building:
+            if Path(ready).suffix in (".trt", ".engine", ".plan"):
+                if ready == model and scale is not None:
+                    raise ConfigError(
+                        f"mean and std become part of an engine that is built, {model!r} is one"
+                    )
+                self._plan = Plan(existing_file(ready, (".trt", ".engine", ".plan")).read_bytes())
+            else:
+                path = existing_file(model, (".onnx",))
+                settings = (min, opt or max, max, precision, repr(forced), scale, max_workspace_size)
+                key = (str(path.resolve()), path.stat().st_mtime_ns, self.device.index, *settings)
+                plan = _built.get(key)
+                if plan is None:
+                    plan = Plan(
+                        self._build(
+                            path, settings[:3], precision, forced, scale, max_workspace_size, timing_cache
+                        )
+                    )
+                    _built[key] = plan
+                self._plan = plan
+                if model_cache:
+                    Path(model_cache).write_bytes(plan.data)
+            self._load(ready)
+            self.buffer = torch.empty(0)
+            if len(self.inputs) == 1 and not isinstance(inner, (str, Identity)):
+                name = self.inputs[0]
+                self.buffer = torch.zeros(self.limits[name][1], dtype=self.dtypes[name], device=self.device)
+            self.inner = prepared_by(inner, [self.buffer])
+
+    def _build(
+        self,
+        path: Path,
+        sizes: tuple[str, str, str],
+        precision: str,
+        forced: dict[str, Sequence[str]],
+        scale: tuple[list[float], list[float]] | None,
+        workspace: int,
+        timing_cache: str,
+    ) -> bytes:
+        trt = self.trt
+        builder, network, parser = api.parse_onnx(trt, self.logger, str(path))
+        kept: list[Any] = [parser]
+        if scale is not None:
+            kept += api.normalise(trt, network, *scale)
+        inputs = [network.get_input(i) for i in range(network.num_inputs)]
+        for output in map(network.get_output, range(network.num_outputs)):
+            if len(output.shape) == 0 or (output.shape[0] != -1 and any(-1 in each.shape for each in inputs)):
+                raise ConfigError(
+                    f"output {output.name!r} has no dynamic batch, its shape is {tuple(output.shape)}"
+                )
+        names = [each.name for each in inputs]
+        limits = [_shapes(text, [tuple(each.shape) for each in inputs]) for text in sizes]
+        profile = dict(zip(names, zip(*limits, strict=True), strict=True))
+
+        def prepare(config: Any) -> None:
+            api.set_precision(trt, builder, network, config, precision, forced)
+
+        plan = api.build(trt, builder, network, [profile], workspace, timing_cache, prepare)
+        kept.clear()
+        return plan
+
+    def _load(self, name: str) -> None:
+        trt = self.trt
+        self._runtime = trt.Runtime(self.logger)
+        self.engine = self._runtime.deserialize_cuda_engine(self._plan.data)
+        if self.engine is None:
+            raise ConfigError(f"{name!r} is no engine of TensorRT {trt.__version__} for this GPU")
+        self.context = self.engine.create_execution_context()
+        tensors = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
+        is_input = [self.engine.get_tensor_mode(each) == trt.TensorIOMode.INPUT for each in tensors]
+        self.inputs = [each for each, yes in zip(tensors, is_input, strict=True) if yes]
+        self.outputs = [each for each, yes in zip(tensors, is_input, strict=True) if not yes]
+        self.dtypes = {each: api.torch_dtype(self.engine.get_tensor_dtype(each)) for each in tensors}
+        ranges = {each: self.engine.get_tensor_profile_shape(each, 0) for each in self.inputs}
+        self.limits = {each: (tuple(low), tuple(high)) for each, (low, _, high) in ranges.items()}
+        self.min = max_of([low[0] for low, _ in self.limits.values()])
+        self.max = min_of([high[0] for _, high in self.limits.values()])
+
+    def forward(self, batch: list[Request]) -> None:
+        if self.inner is not None:
+            rows = self.inner.fill(batch, self.buffer)
+            if rows is not None:
+                if rows:
+                    self._deliver([self.buffer[: len(rows)]], rows, [1] * len(rows))
+                return
+            batch = through(self.inner, batch)
+            if not batch:
+                return
+        columns: list[list[torch.Tensor]] = [[] for _ in self.inputs]
+        counts = []
+        for request in batch:
+            data = request["data"]
+            tensors = data if isinstance(data, (list, tuple)) else (data,)
+            if len(tensors) != len(self.inputs):
+                raise RequestError(f"the engine has {len(self.inputs)} inputs, got {len(tensors)} tensors")
+            for column, name, tensor in zip(columns, self.inputs, tensors, strict=True):
+                column.append(self._fitted(name, tensor))
+            counts.append(len(columns[0][-1]))
+        inputs = [torch.cat(column) if len(column) > 1 else column[0] for column in columns]
+        self._deliver(inputs, batch, counts)
+
+    def _deliver(self, inputs: list[torch.Tensor], batch: list[Request], counts: list[int]) -> None:
+        deliver(self.postprocessor, on_gpu(self.postprocessor, self.infer(inputs)), batch, counts)
+
+    def infer(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        """One call of the engine, in the current stream."""
+        stream = torch.cuda.current_stream(self.device)
+        for name, tensor in zip(self.inputs, inputs, strict=True):
+            low, high = self.limits[name]
+            if any(not a <= b <= c for a, b, c in zip(low, tensor.shape, high, strict=True)):
+                raise RequestError(f"{name} is {tuple(tensor.shape)}; the engine takes {low} to {high}")
+            self.context.set_input_shape(name, tuple(tensor.shape))
+            self.context.set_tensor_address(name, tensor.data_ptr())
+        outputs = []
+        for name in self.outputs:
+            shape = tuple(self.context.get_tensor_shape(name))
+            outputs.append(torch.empty(shape, dtype=self.dtypes[name], device=self.device))
+            self.context.set_tensor_address(name, outputs[-1].data_ptr())
+        if not self.context.execute_async_v3(stream.cuda_stream):
+            raise RuntimeError("TensorRT could not start the engine")
+        return outputs
+
+    def _fitted(self, name: str, tensor: Any) -> torch.Tensor:
+        """A request's tensor on the GPU, in the engine's dtype and layout."""
+        low, high = self.limits[name]
+        if not isinstance(tensor, torch.Tensor):
+            raise RequestError(f"TensorrtTensor takes tensors, got {describe(tensor)}")
+        if tensor.ndim == len(low) - 1:
+            tensor = tensor[None]
+        if tensor.ndim != len(low):
+            raise RequestError(f"{name} takes {len(low)} axes, {low} to {high}, got {describe(tensor)}")
+        if len(low) == 4 and low[1] == high[1] and tensor.shape[1] != low[1] == tensor.shape[3]:
+            tensor = tensor.permute(0, 3, 1, 2)
+        if tensor.device != self.device:
+            tensor = upload(tensor, self.device)
+        return tensor.to(self.dtypes[name]).contiguous()
+
+    def close(self) -> None:
+        if self.inner is not None:
+            self.inner.close()
+        torch.cuda.synchronize(self.device)
+        del self.context, self.engine, self._runtime
+
+
+def max_of(values: Sequence[int]) -> int:
+    return sorted(values)[-1]
+
+
+def min_of(values: Sequence[int]) -> int:
+    return sorted(values)[0]
+
+
+def _scale(mean: Sequence[float], std: Sequence[float]) -> tuple[list[float], list[float]] | None:
+    """Mean and std of three channels each."""
+    if not mean and not std:
+        return None
+    both = []
+    for name, values, default in (("mean", list(mean), 0.0), ("std", list(std), 1.0)):
+        values = values or [default]
+        if len(values) not in (1, 3):
+            raise ConfigError(f"{name} = {values}: give one number, or one for each of 3 channels")
+        both.append([float(value) for value in values * (3 // len(values))])
+    if both[1] != [1.0] * 3 and not all(value > 1 + 1e-5 for value in both[1]):
+        raise ConfigError(f"std = {both[1]}: must be on the scale of 0 to 255, above 1")
+    return both[0], both[1]
+
+
+def _shapes(text: str, declared: list[Shape]) -> list[Shape]:
+    """``4`` or ``4x3x224x224``, with commas for several inputs -> a shape for each input."""
+    parts = [part.strip() for part in text.split(",")]
+    if len(parts) == 1:
+        parts *= len(declared)
+    shapes = []
+    for part, shape in zip(parts, declared, strict=False):
+        try:
+            sizes = tuple(int(size) for size in part.split("x"))
+        except ValueError:
+            raise ConfigError(f"{text!r}: write a batch like 4, or a shape like 4x3x224x224") from None
+        if len(sizes) == 1:
+            sizes = (sizes[0] if shape[0] == -1 else shape[0], *shape[1:])
+        if len(sizes) != len(shape) or any(b not in (-1, a) for a, b in zip(sizes, shape, strict=True)):
+            raise ConfigError(f"{text!r} does not fit the input {shape}")
+        if -1 in sizes:
+            raise ConfigError(
+                f"{text!r}: the input {shape} has more dynamic sizes than the batch; write them all"
+            )
+        shapes.append(sizes)
+    if len(parts) != len(declared):
+        raise ConfigError(f"{text!r}: the network has {len(declared)} inputs")
+    return shapes

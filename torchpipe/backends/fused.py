@@ -1,0 +1,198 @@
+"""Images of any sizes into one tensor: what becomes of each, and one launch of a GPU kernel for all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+
+from ..errors import RequestError
+from .cuda import upload
+from .opencv import describe
+
+Fit = Literal["stretch", "pad", "centre_pad", "crop"]
+BLOCK = 256
+Box = tuple[int, int, int, int]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What becomes of every image: the size of the result, how it is filled, and how values change.
+
+    ``factor`` and ``summand`` are applied to pixel values, by channel of the result; ``around`` is the pixel
+    value of what an image does not cover.
+    """
+
+    height: int
+    width: int
+    fit: Fit = "stretch"
+    crop_ratio: float = 1.0
+    align_corners: bool = False
+    antialias: bool = False
+    rounded: bool = False
+    channels_last: bool = False
+    dtype: torch.dtype = torch.float32
+    factor: tuple[float, ...] = (1.0, 1.0, 1.0)
+    summand: tuple[float, ...] = (0.0, 0.0, 0.0)
+    around: tuple[float, ...] = (0.0, 0.0, 0.0)
+    affine: dict[torch.device, torch.Tensor] = field(default_factory=dict, compare=False)
+
+    def places(self, height: int, width: int, box: Box | None = None) -> tuple[int, ...]:
+        """Source box (y, x, h, w) and its place in the result (y, x, h, w) for an image of a size."""
+        left, top, right, bottom = box or (0, 0, width, height)
+        h, w = bottom - top, right - left
+        if self.fit == "stretch":
+            return top, left, h, w, 0, 0, self.height, self.width
+        if self.fit == "crop":
+            scale = self.crop_ratio * min(h / self.height, w / self.width)
+            ch = max(min(round(self.height * scale), h), 1)
+            cw = max(min(round(self.width * scale), w), 1)
+            return top + (h - ch) // 2, left + (w - cw) // 2, ch, cw, 0, 0, self.height, self.width
+        scale = min(self.height / h, self.width / w)
+        dh = max(min(round(h * scale), self.height), 1)
+        dw = max(min(round(w * scale), self.width), 1)
+        centred = self.fit == "centre_pad"
+        y, x = ((self.height - dh) // 2, (self.width - dw) // 2) if centred else (0, 0)
+        return top, left, h, w, y, x, dh, dw
+
+    def on(self, device: torch.device) -> torch.Tensor:
+        """Factor, summand and surrounding value of each channel, on a device."""
+        if device not in self.affine:
+            rows = list(zip(self.factor, self.summand, self.around, strict=True))
+            values = upload(torch.tensor(rows, dtype=torch.float32), device)
+            torch.cuda.current_stream(device).synchronize()  # once: other streams will read it
+            self.affine[device] = values
+        return self.affine[device]
+
+
+Source = tuple[int, int, int, int, int, int]
+"""Of an image on a GPU: address, strides in elements (channel, row, column), height, width."""
+
+
+def fused_resize(
+    images: Sequence[torch.Tensor],
+    plan: Plan,
+    flips: bool = False,
+    boxes: Sequence[tuple[int, Box | None]] | None = None,
+) -> torch.Tensor:
+    """Images, each 3xHxW or 1x3xHxW or HxWx3, of one dtype and device, as one tensor n x 3 x height x width.
+
+    On a GPU that is one launch and one small copy for all of them; on the CPU it goes image by image.
+
+    Args:
+        images: uint8, float16 or float32; HxWxC and CxHxW are told apart by where the 3 (or 1) is.
+        plan: what becomes of each.
+        flips: reverse the order of channels.
+        boxes: (image, (x1, y1, x2, y2)) for each row of the result; by default every image as a whole.
+    """
+    views = [planes(image) for image in images]
+    first = views[0]
+    if any(view.shape[0] != first.shape[0] or view.dtype != first.dtype for view in views):
+        raise RequestError("images of one batch must have the same number of channels and the same dtype")
+    if first.is_cuda:
+        sources = [(view.data_ptr(), *view.stride(), *view.shape[1:]) for view in views]
+        return launch(sources, plan, first.device, first.dtype, len(first), flips, boxes)
+    chosen = boxes if boxes is not None else [(i, None) for i in range(len(views))]
+    return torch.cat([_one_on_cpu(views[i], plan, flips, box) for i, box in chosen])
+
+
+def planes(image: torch.Tensor) -> torch.Tensor:
+    """An image as a view of CxHxW."""
+    if isinstance(image, torch.Tensor):
+        if image.ndim == 4 and image.shape[0] == 1:
+            image = image[0]
+        if image.ndim == 3 and image.numel():
+            if image.shape[0] in (1, 3):
+                return image
+            if image.shape[2] in (1, 3):
+                return image.permute(2, 0, 1)
+    raise RequestError(f"an image is a tensor 3xHxW, 1x3xHxW or HxWx3, got {describe(image)}")
+
+
+def launch(
+    sources: Sequence[Source],
+    plan: Plan,
+    device: torch.device,
+    dtype: torch.dtype = torch.uint8,
+    channels: int = 3,
+    flips: bool = False,
+    boxes: Sequence[tuple[int, Box | None]] | None = None,
+    out: torch.Tensor | None = None,
+    table: Table | None = None,
+) -> torch.Tensor:
+    """Resize what lies at the given places of a GPU; whoever calls keeps that alive until it is launched."""
+    from ..kernels import resize as kernel
+
+    if torch.cuda.current_device() != device.index:  # Triton launches on the current one
+        with torch.cuda.device(device):
+            return launch(sources, plan, device, dtype, channels, flips, boxes, out, table)
+    if boxes is None:
+        rows = [source[:4] + plan.places(source[4], source[5]) for source in sources]
+    else:
+        rows = [sources[i][:4] + plan.places(sources[i][4], sources[i][5], box) for i, box in boxes]
+    count = len(rows)
+    if out is None:
+        layout = torch.channels_last if plan.channels_last else torch.contiguous_format
+        out = torch.empty(
+            (count, channels, plan.height, plan.width), dtype=plan.dtype, device=device, memory_format=layout
+        )
+    kernel.resize[(count, -(-plan.height * plan.width // BLOCK))](
+        (table or Table(count, device)).filled(rows),
+        plan.on(device),
+        out,
+        HEIGHT=plan.height,
+        WIDTH=plan.width,
+        CHANNELS=channels,
+        SOURCE=kernel.dtype_of(dtype),
+        ALIGN=plan.align_corners,
+        SMOOTH=plan.antialias,
+        FLIP=flips,
+        LAST=plan.channels_last,
+        ROUND=plan.rounded or plan.dtype == torch.uint8,
+        BLOCK=BLOCK,
+    )
+    return out
+
+
+class Table:
+    """Rows of numbers on their way to a GPU, in pinned memory that is used again."""
+
+    def __init__(self, rows: int, device: torch.device) -> None:
+        self._host = torch.empty((rows, 12), dtype=torch.int64, pin_memory=True)
+        self._there = torch.empty((rows, 12), dtype=torch.int64, device=device)
+        self._numbers = self._host.numpy()
+        self._copied = torch.cuda.Event(blocking=True)
+
+    def filled(self, rows: list[tuple[int, ...]]) -> torch.Tensor:
+        """The rows on the GPU, for the current stream."""
+        if len(rows) > len(self._host):
+            self.__init__(len(rows), self._there.device)  # type: ignore[misc]
+        self._copied.synchronize()  # the last copy, long done; ended by the GPU
+        self._numbers[: len(rows)] = rows
+        self._there.copy_(self._host, non_blocking=True)
+        self._copied.record()
+        return self._there
+
+
+def _one_on_cpu(view: torch.Tensor, plan: Plan, flips: bool, box: Box | None) -> torch.Tensor:
+    top, left, h, w, y, x, dh, dw = plan.places(view.shape[1], view.shape[2], box)
+    part = view[None, :, top : top + h, left : left + w].float()
+    resized = torch.nn.functional.interpolate(
+        part,
+        (dh, dw),
+        mode="bilinear",
+        antialias=plan.antialias,
+        align_corners=plan.align_corners,
+    )
+    if flips:
+        resized = resized.flip(1)
+    channels = len(view)
+    column = [torch.tensor(v[:channels]).view(-1, 1, 1) for v in (plan.around, plan.factor, plan.summand)]
+    whole = column[0].expand(1, channels, plan.height, plan.width).clone()
+    whole[:, :, y : y + dh, x : x + dw] = resized
+    if plan.rounded or plan.dtype == torch.uint8:
+        whole = (whole + 0.5).floor().clamp(0, 255)
+    whole = (whole * column[1] + column[2]).to(plan.dtype)
+    return whole.contiguous(memory_format=torch.channels_last) if plan.channels_last else whole

@@ -1,0 +1,138 @@
+"""NVIDIA's JPEG decoder: a batch in one call, in the current stream, with a state of its own."""
+
+from __future__ import annotations
+
+import ctypes
+import glob
+import importlib.util
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..errors import ConfigError
+from .jpeg import Header
+
+HARDWARE, HYBRID = 3, 2  # nvjpegBackend_t: the chip's own engines; CPU and GPU together
+RGB_PLANES = 3  # nvjpegOutputFormat_t
+ALIGNED = 256
+ARCH_MISMATCH = 7  # nvjpegStatus_t: this GPU has no such engines
+
+
+class NvJpegError(RuntimeError):
+    """nvJPEG refused a batch; the number is its status."""
+
+
+class NvJpeg:
+    """A decoder on one GPU. Not for several threads at once.
+
+    Raises:
+        ConfigError: the library is not there.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._library = _load()
+        self._handle, self._state = ctypes.c_void_p(), ctypes.c_void_p()
+        self.hardware = True
+        with torch.cuda.device(device):
+            torch.cuda.current_stream(device)  # the context must be there
+            status = self._create(HARDWARE)
+            if status == ARCH_MISMATCH:
+                self.hardware = False
+                status = self._create(HYBRID)
+            _check(status, "nvjpegCreateEx")
+            _check(self._library.nvjpegJpegStateCreate(self._handle, ctypes.byref(self._state)), "state")
+        # A call of microseconds, for which the interpreter lock is not worth giving away.
+        self._resize = ctypes.PyDLL(self._library._name).nvjpegDecodeBatchedInitialize
+        self._scratch = torch.empty(0, dtype=torch.uint8, device=device)
+        self._size = 0
+        self._files: Sequence[bytes] = ()
+        self._done = torch.cuda.Event(blocking=True)
+
+    def _create(self, kind: int) -> int:
+        return self._library.nvjpegCreateEx(kind, None, None, 0, ctypes.byref(self._handle))
+
+    def decode(
+        self, files: Sequence[bytes], headers: Sequence[Header], scratch: bool = False
+    ) -> tuple[torch.Tensor, list[int]]:
+        """RGB images, each three planes one after the other, and where in the memory each begins.
+
+        ``scratch``: in memory that the next such call takes again, for who uses it in the same stream.
+
+        They are ready when the current stream has come so far; the host does not wait. There are few calls
+        here that let the interpreter go, and none for each image: with many threads each would cost a turn.
+
+        Raises:
+            NvJpegError: one of the files cannot be decoded; which one is not known.
+        """
+        self._done.synchronize()  # the last batch, whose state and files this one replaces
+        count = len(files)
+        library = self._library
+        if count != self._size:
+            _check(self._resize(self._handle, self._state, count, 1, RGB_PLANES), "size")
+            self._size = count
+        starts, end = [], 0
+        for head in headers:
+            starts.append(end)
+            end += -(-3 * head.height * head.width // ALIGNED) * ALIGNED
+        if scratch and end <= self._scratch.numel():
+            memory = self._scratch
+        else:
+            memory = torch.empty(end + end // 4 * scratch, dtype=torch.uint8, device=self.device)
+            self._scratch = memory if scratch else self._scratch
+        first = memory.data_ptr()
+        rows = []
+        for head, start in zip(headers, starts, strict=True):
+            place, width = first + start, head.width
+            area = head.height * width
+            rows.append((place, place + area, place + 2 * area, 0, width, width, width, 0))
+        images = np.array(rows, np.uint64)
+        stream = torch.cuda.current_stream(self.device)
+        status = library.nvjpegDecodeBatched(
+            self._handle,
+            self._state,
+            (ctypes.c_char_p * count)(*files),
+            (ctypes.c_size_t * count)(*map(len, files)),
+            ctypes.c_void_p(images.ctypes.data),
+            ctypes.c_void_p(stream.cuda_stream),
+        )
+        self._files = files  # they are still being read
+        self._done.record(stream)
+        if status:
+            self._size = 0
+            self._done.synchronize()
+            raise NvJpegError(f"nvjpegDecodeBatched: status {status}")
+        return memory, starts
+
+    def close(self) -> None:
+        self._done.synchronize()
+        self._library.nvjpegJpegStateDestroy(self._state)
+        self._library.nvjpegDestroy(self._handle)
+
+
+def _check(status: int, what: str) -> None:
+    if status:
+        raise NvJpegError(f"{what}: status {status}")
+
+
+def _load() -> ctypes.CDLL:
+    """nvJPEG of torch's CUDA version, wherever it is: on the loader's path, in a wheel, with torchvision."""
+    major = (torch.version.cuda or "").partition(".")[0]
+    names = [f"libnvjpeg.so.{major}", "libnvjpeg.so"]
+    for package, pattern in (
+        ("nvidia", f"**/libnvjpeg.so.{major}"),
+        ("torchvision", f"../torchvision.libs/libnvjpeg*.so.{major}"),
+    ):
+        spec = importlib.util.find_spec(package)
+        for folder in (spec.submodule_search_locations or ()) if spec else ():
+            names += glob.glob(str(Path(folder) / pattern), recursive=True)
+    for name in names:
+        try:
+            return ctypes.CDLL(name)
+        except OSError:
+            continue
+    raise ConfigError(
+        f"nvJPEG for CUDA {major} is not installed: pip install nvidia-nvjpeg, or set decode = 'cpu'"
+    )
