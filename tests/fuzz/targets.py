@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 from torchpipe.config import load, parse_toml
-from torchpipe.errors import ConfigError
+from torchpipe.errors import ConfigError, ConfigWarning
 from torchpipe.explain import explain
 from torchpipe.expression import parse, parse_groups
+from torchpipe.graph import check_graph
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -60,7 +62,10 @@ def config(data: bytes) -> None:
         return
     before = repr(tree)
     try:
-        checked = load(tree)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConfigWarning)
+            checked = load(tree)
+            check_graph(checked.nodes)
     except ConfigError as error:
         str(error).encode()
     else:
