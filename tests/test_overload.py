@@ -150,6 +150,19 @@ class TestMaxPending:
             model({"data": 2})
         assert order == ["hold", 2]
 
+    def test_of_a_list_waits_for_the_others_where_one_is_no_request(self):
+        def forward(batch):
+            time.sleep(0.02)
+            copy_data(batch)
+
+        backend("Slow", forward)
+        with pipe({"backend": "Slow", "max_pending": 2}) as model:
+            requests = [{"data": 1}, {}, {"data": 3}]
+            with pytest.raises(KeyError, match="no 'data'"):
+                model(requests)
+            assert [request.get("result") for request in requests] == [1, None, 3]
+            assert model._entrance.admission._count == 0
+
     def test_counts_bytes_too(self, gate, order):
         limit = 1000
         with pipe({"backend": "Ordered", "max_pending_bytes": limit, "when_full": "refuse"}) as model:

@@ -11,7 +11,7 @@ from threads import LIMIT, all_at_once, backend, told
 from torchpipe import Backend, ConfigError, Pipe, register_backend
 from torchpipe.backends.base import UNLIMITED
 from torchpipe.backends.sizes import Range
-from torchpipe.parameters import Count, EachText, WholeConfig
+from torchpipe.parameters import Count, PerInstance, WholeConfig
 
 
 def run(expression: str, request: dict, **config) -> dict:
@@ -32,7 +32,7 @@ def engines() -> list[Backend]:
     built: list[Backend] = []
 
     class Engine(Backend):
-        def __init__(self, low: Count = 1, high: Count = 1, name: EachText = "") -> None:
+        def __init__(self, low: Count = 1, high: Count = 1, name: PerInstance = "") -> None:
             self.min, self.max, self.name = low, high, name
             self.sizes: list[int] = []
             self.closed = False

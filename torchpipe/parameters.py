@@ -20,9 +20,6 @@ BracketText = Annotated[str, "bracket"]
 WholeConfig = Annotated[dict, "config"]
 """A parameter that receives every key of the node, so that no key of that node can be unknown."""
 
-EachText = Annotated[str, "per instance"]
-"""Text whose parts, separated by ``;``, the instances take in turn; of numbers and lists it is always so."""
-
 
 def _key(text: str) -> str:
     if not text.strip():

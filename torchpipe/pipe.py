@@ -316,13 +316,16 @@ class Pipe:
                 outcomes = self._entrance.start(given, calls.tell, deadlines=deadlines)
             else:
                 for index, (request, deadline) in enumerate(zip(given, deadlines, strict=True)):
-                    tell = functools.partial(calls.tell_one, index)
                     try:
                         size = self._entrance.admit(request, deadline)
-                    except Exception as error:
+                        outcomes += self._entrance.start(
+                            [request],
+                            lambda _, error, index=index: calls.tell(index, error),  # type: ignore[misc]
+                            deadlines=[deadline],
+                            sizes=[size],
+                        )
+                    except Exception as error:  # the others of the list are not left alone for it
                         calls.tell(index, error)
-                        continue
-                    outcomes += self._entrance.start([request], tell, deadlines=[deadline], sizes=[size])
             calls.wait(outcomes)
         except BaseException as error:
             if not isinstance(error, Exception):  # an interrupt: nobody waits for the rest

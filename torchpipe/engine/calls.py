@@ -26,10 +26,6 @@ class Calls:
         if not self._left:
             self._finished.set()
 
-    def tell_one(self, index: int, zero: int, error: BaseException | None) -> None:
-        """The same for a request that was started by itself."""
-        self.tell(index, error)
-
     def wait(self, outcomes: list[Outcome] | None = None) -> None:
         """Wait for all, each at most until its deadline, and raise the first error."""
         with waiting():
