@@ -141,7 +141,13 @@ class TestBranches:
     def test_with_several_roots_need_a_node_name(self):
         config = {"a": {"next": "b"}, "b": {}, "c": {"backend": "Add[from:c]"}}
         with pipe(config) as model:
-            for wrong in ({}, {"node_name": "d"}, {"node_name": 5}, {"node_name": []}):
+            for wrong in (
+                {},
+                {"node_name": "d"},
+                {"node_name": 10**5000},
+                {"node_name": 5},
+                {"node_name": []},
+            ):
                 with pytest.raises(IndexError):
                     model({"data": 1, **wrong})
             request = {"data": 1, "node_name": "c"}
@@ -592,6 +598,7 @@ class TestBorrowing:
         ("config", "said"),
         [
             ({"a": {}, "b": {"borrow_from": "c"}}, "node 'b': borrow_from = 'c' is no node"),
+            ({"a": {}, "b": {"borrow_from": 10**5000}}, "node 'b': borrow_from = (int) is no node"),
             (
                 {"a": {}, "b": {"borrow_from": "a"}, "c": {"borrow_from": "b"}},
                 "which has no instances of its own",

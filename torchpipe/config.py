@@ -158,7 +158,7 @@ def changed(config: Any, node: str, changes: dict[str, Any]) -> dict[str, Any]:
     """
     nodes, defaults = _normalise(config)
     if node not in nodes:
-        raise ConfigError(f"{shown(node)} is no node. {nearest(str(node), nodes)}")
+        raise ConfigError(f"{shown(node)} is no node. {nearest(node, nodes)}")
     for key in changes:
         if key in ("next", "map", "filter", "borrow_from", "node_name"):
             raise ConfigError(f"{key!r} belongs to the graph, which a reload cannot change; build a new pipe")

@@ -110,8 +110,9 @@ def shown(value: Any) -> str:
     return text if len(text) <= LONGEST else text[:LONGEST] + "..."
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """A sentence with the valid names nearest to ``name``, to end an error message with."""
+def nearest(name: Any, names: Iterable[str]) -> str:
+    """A sentence with the valid names nearest to ``name``, whatever that is, to end an error message with."""
+    name = name if isinstance(name, str) else shown(name)
     known = sorted(set(names))
     folded = {known_name.lower(): known_name for known_name in known}
     close = [folded[match] for match in difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.6)]
@@ -119,8 +120,8 @@ def nearest(name: str, names: Iterable[str]) -> str:
         return "Did you mean " + " or ".join(repr(match) for match in close) + "?"
     if not known:
         return "There are none."
-    shown = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
-    return f"Known: {shown}."
+    first = ", ".join(known[:12]) + (", ..." if len(known) > 12 else "")
+    return f"Known: {first}."
 
 
 def optional(module: str, extra: str):

@@ -88,7 +88,7 @@ def lender_of(scope: Scope, nodes: dict[str, dict[str, Any]]) -> str:
         return name
     if not isinstance(borrowed, str) or borrowed not in nodes:
         raise ConfigError(
-            f"node {name!r}: borrow_from = {shown(borrowed)} is no node. {nearest(str(borrowed), nodes)}"
+            f"node {name!r}: borrow_from = {shown(borrowed)} is no node. {nearest(borrowed, nodes)}"
         )
     if borrowed == name:
         raise ConfigError(f"node {name!r} cannot borrow from itself")

@@ -130,7 +130,7 @@ class Chaos(Backend):
         asked = request.get(self.key)
         if asked is not None:
             if asked not in self.faults:
-                advice = nearest(str(asked), self.faults)
+                advice = nearest(asked, self.faults)
                 raise RequestError(f"{self.key} = {shown(asked)} is not among the faults of Chaos. {advice}")
             return asked
         if not self.rate:

@@ -86,7 +86,7 @@ class Entrance:
             return self._nodes.route(name)
         except (KeyError, TypeError):
             raise MissingKeyError(
-                f"{key} = {shown(name)} is no node. {nearest(str(name), self._nodes.by_name)}"
+                f"{key} = {shown(name)} is no node. {nearest(name, self._nodes.by_name)}"
             ) from None
 
     def again(self, request: Request) -> Route | None:
