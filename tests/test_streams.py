@@ -149,10 +149,10 @@ def test_a_request_goes_on_to_the_next_node_before_the_gpu_is_done(three_nodes):
     pipe({"data": None, "seed": 0})  # compiles, loads
     entered = []
 
-    instance = pipe._nodes["scale"].stage.instances[0]
+    instance = pipe._nodes.by_name["scale"].stage.instances[0]
     inner = instance.backend.forward
     instance.forward = lambda batch: (
-        entered.append(pipe._nodes["fill"].stage.instances[0].stream.behind()),
+        entered.append(pipe._nodes.by_name["fill"].stage.instances[0].stream.behind()),
         instance.stream.run(inner, batch),
     )
     request = {"data": None, "seed": 0}
@@ -250,9 +250,9 @@ def test_v0s_ways_to_ask_for_a_stream_give_one(expression):
     torchpipe.register_backend(Sum, "StreamSum")
     try:
         with torchpipe.pipe({"backend": expression, "priority": "low"}) as pipe:
-            assert pipe._nodes["node"].stage.instances[0].stream.stream.priority == 0
+            assert pipe._nodes.by_name["node"].stage.instances[0].stream.stream.priority == 0
         with torchpipe.pipe({"backend": expression}) as pipe:
-            assert pipe._nodes["node"].stage.instances[0].stream.stream.priority < 0
+            assert pipe._nodes.by_name["node"].stage.instances[0].stream.stream.priority < 0
             request = {"data": torch.arange(5, device="cuda"), "seed": 0}
             pipe(request)
             assert int(request["result"]) == 10
@@ -277,7 +277,7 @@ def test_instances_are_placed_on_the_gpus_in_turn_and_values_cross_over():
             "b": {"backend": "Torch[StreamSum]", "device_id": "0;1", "instance_num": 4},
         }
         with torchpipe.pipe(nodes) as pipe:
-            devices = [instance.stream.device.index for instance in pipe._nodes["a"].stage.instances]
+            devices = [instance.stream.device.index for instance in pipe._nodes.by_name["a"].stage.instances]
             assert devices == [0, 1, 0, 1]
 
             def call(seed: int) -> bool:

@@ -10,6 +10,7 @@ import torch
 
 from ..errors import RequestError
 from .cuda import upload
+from .cudart import copy
 from .opencv import describe
 
 Fit = Literal["stretch", "pad", "centre_pad", "crop"]
@@ -169,10 +170,12 @@ class Table:
         """The rows on the GPU, for the current stream."""
         if len(rows) > len(self._host):
             self.__init__(len(rows), self._there.device)  # type: ignore[misc]
-        self._copied.synchronize()  # the last copy, long done; ended by the GPU
+        if not self._copied.query():  # the last copy, long done
+            self._copied.synchronize()  # ended by the GPU
         self._numbers[: len(rows)] = rows
-        self._there.copy_(self._host, non_blocking=True)
-        self._copied.record()
+        stream = torch.cuda.current_stream(self._there.device)
+        copy(self._there[: len(rows)], self._host[: len(rows)], stream)
+        self._copied.record(stream)
         return self._there
 
 

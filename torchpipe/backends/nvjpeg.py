@@ -67,7 +67,8 @@ class NvJpeg:
         Raises:
             NvJpegError: one of the files cannot be decoded; which one is not known.
         """
-        self._done.synchronize()  # the last batch, whose state and files this one replaces
+        if not self._done.query():  # the last batch, whose state and files this one replaces
+            self._done.synchronize()  # ended by the GPU
         count = len(files)
         library = self._library
         if count != self._size:

@@ -44,8 +44,8 @@ SHORT = 20e-3
 WOKEN = 60.0
 """Seconds for which a thread that was struck while it waited still waits, so as to wake the next."""
 
-AWAKE = 3
-"""How many threads a batch wakes at once; each of them wakes one more."""
+AWAKE = 1
+"""How many threads a batch wakes at once; each of them wakes one more. More would wait for one another."""
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from ...registry import built_in
 from ...request import Request
 from ..base import Backend
 from ..cuda import upload
+from ..cudart import Graph, copy
 from ..opencv import describe
 from ..tensor import torch_device
 from .base import Engine, Normalise, existing_file
@@ -118,7 +119,7 @@ class CudaGraphTensor(Engine):
         self._done = torch.cuda.Event(blocking=True)
         self._dtype = self._buffers[0].dtype
         self._views = [[buffer[:rows] for rows in range(len(buffer) + 1)] for buffer in self._buffers]
-        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._graphs: dict[int, Graph] = {}
         self._outputs: dict[int, list[torch.Tensor]] = {}
         with _recording, torch.cuda.device(self.device), torch.no_grad(), _tf32(precision == "tf32"):
             network = self._shared(model, channels_last, optimise)
@@ -220,7 +221,8 @@ class CudaGraphTensor(Engine):
             for output in outputs:
                 if output.ndim == 0 or len(output) != size:
                     raise ConfigError(f"{size} rows in, but an output of shape {tuple(output.shape)}")
-            self._graphs[size], self._outputs[size] = graph, outputs
+            with torch.cuda.stream(stream):
+                self._graphs[size], self._outputs[size] = Graph(graph, self.device), outputs
         torch.cuda.current_stream(self.device).wait_stream(stream)
         torch.cuda.synchronize(self.device)
 
@@ -260,8 +262,9 @@ class CudaGraphTensor(Engine):
             outputs = [output.clone() for output in outputs]
         elif self.postprocessor.endswith("Max") and len(outputs[0]) <= len(self._best):
             host = self._best[: len(outputs[0])]
-            host.copy_(outputs[0], non_blocking=True)
-            self._done.record()
+            stream = torch.cuda.current_stream(self.device)
+            copy(host, outputs[0], stream)
+            self._done.record(stream)
             self._done.synchronize()  # ended by the GPU
             outputs = [host]
         deliver(self.postprocessor, outputs, batch, counts)
@@ -296,7 +299,7 @@ class CudaGraphTensor(Engine):
     def _launch(self, rows: int) -> list[torch.Tensor]:
         """Launch the graph on what is in the buffers; its outputs, which the next launch overwrites."""
         size = self.sizes[bisect.bisect_left(self.sizes, rows)]
-        self._graphs[size].replay()
+        self._graphs[size].launch(torch.cuda.current_stream(self.device))
         outputs = self._outputs[size]
         return outputs if size == rows else [output[:rows] for output in outputs]
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import weakref
 from collections.abc import Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 
+from ...encryption import SUFFIX, encrypt, find_key
 from ...errors import ConfigError, RequestError
 from ...parameters import DeviceName, Numbers, PerInstance
 from ...registry import built_in
@@ -21,10 +24,12 @@ from ..flow import Identity
 from ..opencv import describe
 from ..tensor import torch_device
 from . import tensorrt_api as api
-from .base import ForcedRange, existing_file, force
+from .base import ForcedRange, existing_file, force, model_source
 from .post import Postprocessor, deliver, on_gpu, prepared_by, through
 
 Texts = list[str]
+Indices = list[Annotated[int, Field(ge=0)]]
+ENGINES = (".trt", ".engine", ".plan")
 Shape = tuple[int, ...]
 
 
@@ -46,22 +51,29 @@ class TensorrtTensor(Backend):
     Reads ``data``: a tensor of k rows, or a list of them for several inputs, from any device and of any
     dtype; an image may also be CxHxW, HxWxC or 1xHxWxC. Writes ``result``: what ``postprocessor`` says. All
     requests of a batch go through in one call. An engine is built once for all instances of a node; each has
-    its own copy of it.
+    its own copy of it. ``outputs``, if there: a tensor, or a list of them, that the result is written into.
 
     Args:
-        model: .onnx, or an engine: .trt, .engine, .plan.
+        model: .onnx, or an engine: .trt, .engine, .plan; each with .encrypted behind it, too.
         inner: a PreprocessTensor that makes the batch of files and images, or none; see CudaGraphTensor.
-        model_cache: ``model::cache`` in a configuration; a .trt file: loaded if it exists, else written.
+        model_cache: ``model::cache`` in a configuration; a .trt file: loaded if it exists, else written;
+            encrypted if its name ends in .encrypted.
         timing_cache: ``model::timingcache``; a file in which the builder remembers what it measured.
         min: the smallest batch, ``1``, or the shape, ``1x3x224x224``; of several inputs with commas between,
             of several instances with semicolons.
         opt: the batch or shape that it is tuned for; by default ``max``.
         max: the largest batch or shape; of an engine that is loaded what it was built for.
-        precision: fp32, fp16, or best, which is fp16 here; what the GPU lacks is left out.
+        precision: fp32, fp16, or best, which is fp16 here; int8 for what was calibrated, or is quantised in
+            the file; what the GPU lacks is left out.
+        calibrate_input: a folder of .pt files, one input tensor of one row each, to calibrate int8 with.
+        calibrate_cache: a file that keeps what calibration found: read if it exists, else written.
         fp32: ``precision::fp32``; layers whose names contain one of these texts run in fp32.
         fp16: ``precision::fp16``, likewise.
         output_fp32: ``precision::output::fp32``; these layers' outputs are fp32.
         output_fp16: ``precision::output::fp16``, likewise.
+        input_reorder: for each of the engine's inputs, which of the request's tensors it is.
+        output_reorder: for each tensor of the result, which of the engine's outputs it is.
+        only_keep_last_batch: of a request of several rows only the last one's result is kept.
         force_range: ``lo,hi``: how many requests it is given at once, whatever the engine's profile says.
         mean: one or three numbers on the scale of 0 to 255, subtracted from the image inside the engine.
         std: likewise, what the image is then divided by.
@@ -92,7 +104,7 @@ class TensorrtTensor(Backend):
         min: PerInstance = "1",
         opt: PerInstance = "",
         max: PerInstance = "1",
-        precision: Literal["fp32", "fp16", "best"] = "fp16",
+        precision: Literal["fp32", "fp16", "int8", "best"] = "fp16",
         fp32: Annotated[Texts, "key precision::fp32"] = (),  # type: ignore[assignment]
         fp16: Annotated[Texts, "key precision::fp16"] = (),  # type: ignore[assignment]
         output_fp32: Annotated[Texts, "key precision::output::fp32"] = (),  # type: ignore[assignment]
@@ -104,13 +116,19 @@ class TensorrtTensor(Backend):
         log_level: Literal["verbose", "info", "warning", "error"] = "warning",
         device: DeviceName = "cuda",
         force_range: ForcedRange = (),  # type: ignore[assignment]
+        calibrate_input: str = "",
+        calibrate_cache: str = "",
+        input_reorder: Indices = (),  # type: ignore[assignment]
+        output_reorder: Indices = (),  # type: ignore[assignment]
+        only_keep_last_batch: bool = False,
     ) -> None:
         self.device = torch_device(device)
         if self.device.type != "cuda":
             raise ConfigError(f"device = {device!r}: TensorRT needs a GPU")
         self.trt, self.logger = api.load(log_level)
-        self.postprocessor = postprocessor
+        self.postprocessor, self.last_only = postprocessor, only_keep_last_batch
         scale = _scale(mean, std)
+        calibration = (calibrate_input, calibrate_cache)
         forced: dict[str, Sequence[str]] = {
             "fp32": fp32,
             "fp16": fp16,
@@ -119,28 +137,37 @@ class TensorrtTensor(Backend):
         }
         ready = model_cache if model_cache and Path(model_cache).is_file() else model
         with torch.cuda.device(self.device), _building:
-            if Path(ready).suffix in (".trt", ".engine", ".plan"):
+            if Path(ready.removesuffix(SUFFIX)).suffix in ENGINES:
                 if ready == model and scale is not None:
                     raise ConfigError(
                         f"mean and std become part of an engine that is built, {model!r} is one"
                     )
-                self._plan = Plan(existing_file(ready, (".trt", ".engine", ".plan")).read_bytes())
+                source = model_source(ready, ENGINES)
+                self._plan = Plan(source if isinstance(source, bytes) else Path(source).read_bytes())
             else:
                 path = existing_file(model, (".onnx",))
-                settings = (min, opt or max, max, precision, repr(forced), scale, max_workspace_size)
-                key = (str(path.resolve()), path.stat().st_mtime_ns, self.device.index, *settings)
+                settings = (min, opt or max, max, precision, repr(forced), repr(scale), max_workspace_size)
+                key = (str(path.resolve()), path.stat().st_mtime_ns, self.device, *settings, *calibration)
                 plan = _built.get(key)
                 if plan is None:
                     plan = Plan(
                         self._build(
-                            path, settings[:3], precision, forced, scale, max_workspace_size, timing_cache
+                            model_source(model, (".onnx",)),
+                            settings[:3],
+                            precision,
+                            forced,
+                            scale,
+                            max_workspace_size,
+                            timing_cache,
+                            calibration,
                         )
                     )
                     _built[key] = plan
                 self._plan = plan
                 if model_cache:
-                    Path(model_cache).write_bytes(plan.data)
+                    _keep(model_cache, plan.data)
             self._load(ready)
+            self._reorder(list(input_reorder), list(output_reorder))
             force(self, list(force_range))
             self.buffer = torch.empty(0)
             if len(self.inputs) == 1 and not isinstance(inner, (str, Identity)):
@@ -150,16 +177,17 @@ class TensorrtTensor(Backend):
 
     def _build(
         self,
-        path: Path,
+        source: str | bytes,
         sizes: tuple[str, str, str],
         precision: str,
         forced: dict[str, Sequence[str]],
         scale: tuple[list[float], list[float]] | None,
         workspace: int,
         timing_cache: str,
+        calibration: tuple[str, str],
     ) -> bytes:
         trt = self.trt
-        builder, network, parser = api.parse_onnx(trt, self.logger, str(path))
+        builder, network, parser = api.parse_onnx(trt, self.logger, source)
         kept: list[Any] = [parser]
         if scale is not None:
             kept += api.normalise(trt, network, *scale)
@@ -175,6 +203,8 @@ class TensorrtTensor(Backend):
 
         def prepare(config: Any) -> None:
             api.set_precision(trt, builder, network, config, precision, forced)
+            if precision == "int8":
+                kept.append(api.calibrate(trt, network, config, *calibration, self.device))
 
         plan = api.build(trt, builder, network, [profile], workspace, timing_cache, prepare)
         kept.clear()
@@ -191,11 +221,24 @@ class TensorrtTensor(Backend):
         is_input = [self.engine.get_tensor_mode(each) == trt.TensorIOMode.INPUT for each in tensors]
         self.inputs = [each for each, yes in zip(tensors, is_input, strict=True) if yes]
         self.outputs = [each for each, yes in zip(tensors, is_input, strict=True) if not yes]
+        self._order = list(range(len(self.inputs)))
         self.dtypes = {each: api.torch_dtype(self.engine.get_tensor_dtype(each)) for each in tensors}
         ranges = {each: self.engine.get_tensor_profile_shape(each, 0) for each in self.inputs}
         self.limits = {each: (tuple(low), tuple(high)) for each, (low, _, high) in ranges.items()}
         self.min = max_of([low[0] for low, _ in self.limits.values()])
         self.max = min_of([high[0] for _, high in self.limits.values()])
+
+    def _reorder(self, inputs: list[int], outputs: list[int]) -> None:
+        for name, order, count in (
+            ("input_reorder", inputs, len(self.inputs)),
+            ("output_reorder", outputs, len(self.outputs)),
+        ):
+            if order and sorted(order) != list(range(count)):
+                raise ConfigError(f"{name} = {order}: write each of 0 to {count - 1} once")
+        if inputs:
+            self._order = inputs
+        if outputs:
+            self.outputs = [self.outputs[i] for i in outputs]
 
     def forward(self, batch: list[Request]) -> None:
         if self.inner is not None:
@@ -214,14 +257,22 @@ class TensorrtTensor(Backend):
             tensors = data if isinstance(data, (list, tuple)) else (data,)
             if len(tensors) != len(self.inputs):
                 raise RequestError(f"the engine has {len(self.inputs)} inputs, got {len(tensors)} tensors")
-            for column, name, tensor in zip(columns, self.inputs, tensors, strict=True):
-                column.append(self._fitted(name, tensor))
+            for column, name, i in zip(columns, self.inputs, self._order, strict=True):
+                column.append(self._fitted(name, tensors[i]))
             counts.append(len(columns[0][-1]))
         inputs = [torch.cat(column) if len(column) > 1 else column[0] for column in columns]
         self._deliver(inputs, batch, counts)
 
     def _deliver(self, inputs: list[torch.Tensor], batch: list[Request], counts: list[int]) -> None:
-        deliver(self.postprocessor, on_gpu(self.postprocessor, self.infer(inputs)), batch, counts)
+        outputs = self.infer(inputs)
+        if self.last_only:
+            ends = list(accumulate(counts))
+            outputs = [torch.cat([output[end - 1 : end] for end in ends]) for output in outputs]
+            counts = [1] * len(counts)
+        deliver(self.postprocessor, on_gpu(self.postprocessor, outputs), batch, counts)
+        for request in batch:
+            if "outputs" in request:
+                request["result"] = _written(request["result"], request["outputs"])
 
     def infer(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
         """One call of the engine, in the current stream."""
@@ -261,6 +312,31 @@ class TensorrtTensor(Backend):
             self.inner.close()
         torch.cuda.synchronize(self.device)
         del self.context, self.engine, self._runtime
+
+
+def _keep(path: str, data: bytes) -> None:
+    """Write an engine to a file, encrypted if its name says so."""
+    with open(path, "wb") as file:
+        if path.endswith(SUFFIX):
+            encrypt(io.BytesIO(data), file, find_key())
+        else:
+            file.write(data)
+
+
+def _written(result: Any, outputs: Any) -> Any:
+    """The result in the tensors that the request brought for it."""
+    found = result if isinstance(result, list) else [result]
+    wanted = outputs if isinstance(outputs, (list, tuple)) else [outputs]
+    fits = len(found) == len(wanted) and all(
+        isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor) and one.shape == two.shape
+        for one, two in zip(found, wanted, strict=True)
+    )
+    if not fits:
+        have, given = (", ".join(map(describe, each)) for each in (found, wanted))
+        raise RequestError(f"outputs are {given}; the result is {have}")
+    for one, two in zip(found, wanted, strict=True):
+        two.copy_(one, non_blocking=True)
+    return outputs
 
 
 def max_of(values: Sequence[int]) -> int:

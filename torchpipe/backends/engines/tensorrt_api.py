@@ -100,7 +100,9 @@ def set_precision(
                 "the ONNX file; export the network in fp16, and set precision = 'fp32' here"
             )
         return
-    if precision in ("fp16", "best") and builder.platform_has_fast_fp16:
+    if precision == "int8" and builder.platform_has_fast_int8:
+        config.set_flag(trt.BuilderFlag.INT8)
+    if precision != "fp32" and builder.platform_has_fast_fp16:
         config.set_flag(trt.BuilderFlag.FP16)
     if not any(layers.values()):
         return
@@ -113,6 +115,58 @@ def set_precision(
                     layer.set_output_type(0, dtypes[kind[8:]])
                 elif layer.type not in (trt.LayerType.CONSTANT, trt.LayerType.SHAPE):
                     layer.precision = dtypes[kind]
+
+
+def calibrate(trt: Any, network: Any, config: Any, folder: str, cache: str, device: torch.device) -> Any:
+    """Give the builder what int8 needs, from tensors in a folder or what a cache file keeps of them.
+
+    Returns what must stay alive until it is built.
+    """
+    if not folder and not Path(cache).is_file():
+        kinds = {network.get_layer(i).type for i in range(network.num_layers)}
+        if trt.LayerType.QUANTIZE in kinds:
+            return None
+        raise ConfigError(
+            "precision = 'int8': set calibrate_input to a folder of tensors, or calibrate_cache to what an "
+            "earlier calibration wrote, or quantise the ONNX file"
+        )
+    files = sorted(Path(folder).glob("*.pt")) if folder else []
+    if folder and not files:
+        raise ConfigError(f"calibrate_input = {folder!r} has no .pt file")
+    if network.num_inputs != 1:
+        raise ConfigError("precision = 'int8' is calibrated for networks of one input")
+
+    class Calibrator(trt.IInt8EntropyCalibrator2):
+        def __init__(self) -> None:
+            super().__init__()
+            self.left = iter(files)
+            self.tensor = torch.empty(0)
+
+        def get_batch_size(self) -> int:
+            return 1
+
+        def get_batch(self, names: Any) -> list[int] | None:
+            file = next(self.left, None)
+            if file is None:
+                return None
+            tensor = torch.load(file, map_location=device, weights_only=True).float().contiguous()
+            shape = tuple(network.get_input(0).shape)
+            if len(shape) != tensor.ndim or tensor.shape[0] != 1 or tuple(tensor.shape[1:]) != shape[1:]:
+                raise ConfigError(f"{str(file)!r} holds {tuple(tensor.shape)}, one row of {shape} is needed")
+            self.tensor = tensor
+            torch.cuda.current_stream(device).synchronize()  # the builder reads it in a stream of its own
+            return [tensor.data_ptr()]
+
+        def read_calibration_cache(self) -> bytes | None:
+            return Path(cache).read_bytes() if cache and Path(cache).is_file() else None
+
+        def write_calibration_cache(self, found: Any) -> None:
+            if cache:
+                Path(cache).write_bytes(bytes(found))
+
+    calibrator = Calibrator()
+    config.int8_calibrator = calibrator
+    return calibrator
 
 
 def build(
@@ -141,6 +195,11 @@ def build(
         for name, (low, usual, high) in shapes.items():
             profile.set_shape(name, low, usual, high)
         config.add_optimization_profile(profile)
+    if getattr(config, "int8_calibrator", None) is not None:
+        single = builder.create_optimization_profile()
+        for name, (_, usual, _) in profiles[0].items():
+            single.set_shape(name, *[(1, *usual[1:])] * 3)
+        config.set_calibration_profile(single)
     cache = None
     if timing_cache:
         path = Path(timing_cache)
