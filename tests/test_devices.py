@@ -5,7 +5,7 @@ import torch
 
 import torchpipe
 from torchpipe.backends.engines.cudagraph import batch_sizes, shapes
-from torchpipe.backends.engines.tensorrt import _scale, _shapes
+from torchpipe.backends.engines.tensorrt_plan import both_or_none, shapes_of
 from torchpipe.parameters import PerInstance
 
 without_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -83,14 +83,14 @@ def test_shapes_and_batch_sizes_of_cuda_graphs():
 
 def test_batches_and_shapes_of_tensorrt():
     image, code = (-1, 3, 224, 224), (-1, 10)
-    assert _shapes("4", [image]) == [(4, 3, 224, 224)]
-    assert _shapes("4", [image, code]) == [(4, 3, 224, 224), (4, 10)]
-    assert _shapes("1,2x10", [image, code]) == [(1, 3, 224, 224), (2, 10)]
-    assert _shapes("2x3x8x9", [(-1, 3, -1, -1)]) == [(2, 3, 8, 9)]
+    assert shapes_of("4", [image]) == [(4, 3, 224, 224)]
+    assert shapes_of("4", [image, code]) == [(4, 3, 224, 224), (4, 10)]
+    assert shapes_of("1,2x10", [image, code]) == [(1, 3, 224, 224), (2, 10)]
+    assert shapes_of("2x3x8x9", [(-1, 3, -1, -1)]) == [(2, 3, 8, 9)]
     for text, declared in (("4", [(-1, 3, -1, -1)]), ("4x3x1x1", [image]), ("x", [image]), ("1,1", [image])):
         with pytest.raises(torchpipe.ConfigError):
-            _shapes(text, declared)
-    assert _scale([1.0], [2, 3, 4]) == ([1.0, 1.0, 1.0], [2.0, 3.0, 4.0])
-    assert _scale([], []) is None
+            shapes_of(text, declared)
+    assert both_or_none([1.0], [2, 3, 4]) == ((1.0, 1.0, 1.0), (2.0, 3.0, 4.0))
+    assert both_or_none([], []) is None
     with pytest.raises(torchpipe.ConfigError, match="0 to 255"):
-        _scale([0.5], [0.5])
+        both_or_none([0.5], [0.5])

@@ -63,6 +63,17 @@ class Graph:
             _check(_cudart.cudaGraphLaunch(self._address, ctypes.c_void_p(stream.cuda_stream)), "launch")
 
 
+def wait(event: torch.cuda.Event) -> None:
+    """Let the host wait for an event that was most likely reached long ago; ended by the GPU.
+
+    Asking first keeps the interpreter lock, waiting gives it away.
+    """
+    if not event.query():
+        event.synchronize()
+
+
 def _check(status: int, what: str) -> None:
     if status:
-        raise RuntimeError(f"CUDA could not {what}: error {status}")
+        _cudart.cudaGetErrorString.restype = ctypes.c_char_p
+        reason = _cudart.cudaGetErrorString(status).decode()
+        raise RuntimeError(f"CUDA could not {what}: {reason} (error {status})")

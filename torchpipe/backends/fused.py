@@ -10,7 +10,7 @@ import torch
 
 from ..errors import RequestError
 from .cuda import upload
-from .cudart import copy
+from .cudart import copy, wait
 from .opencv import describe
 
 Fit = Literal["stretch", "pad", "centre_pad", "crop"]
@@ -170,8 +170,7 @@ class Table:
         """The rows on the GPU, for the current stream."""
         if len(rows) > len(self._host):
             self.__init__(len(rows), self._there.device)  # type: ignore[misc]
-        if not self._copied.query():  # the last copy, long done
-            self._copied.synchronize()  # ended by the GPU
+        wait(self._copied)  # the last copy
         self._numbers[: len(rows)] = rows
         stream = torch.cuda.current_stream(self._there.device)
         copy(self._there[: len(rows)], self._host[: len(rows)], stream)

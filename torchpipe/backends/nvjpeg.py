@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from ..errors import ConfigError
+from .cudart import wait
 from .jpeg import Header
 
 HARDWARE, HYBRID = 3, 2  # nvjpegBackend_t: the chip's own engines; CPU and GPU together
@@ -67,8 +68,7 @@ class NvJpeg:
         Raises:
             NvJpegError: one of the files cannot be decoded; which one is not known.
         """
-        if not self._done.query():  # the last batch, whose state and files this one replaces
-            self._done.synchronize()  # ended by the GPU
+        wait(self._done)  # the last batch, whose state and files this one replaces
         count = len(files)
         library = self._library
         if count != self._size:

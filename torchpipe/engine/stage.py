@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import threading
 import time
 from collections import deque
@@ -43,9 +44,6 @@ SHORT = 20e-3
 
 WOKEN = 60.0
 """Seconds for which a thread that was struck while it waited still waits, so as to wake the next."""
-
-AWAKE = 1
-"""How many threads a batch wakes at once; each of them wakes one more. More would wait for one another."""
 
 
 @dataclass(frozen=True)
@@ -421,8 +419,8 @@ class Stage:
     def _tell(self, tickets: list[Ticket], errors: list[BaseException | None] | None) -> None:
         """A batch is done: wake those who wait, and send on what nobody waits for.
 
-        Threads are woken a few at a time, each by one that woke before it: all at once they would queue for
-        the interpreter lock, in front of the threads that run the next batches.
+        One thread is woken, each wakes the next: all at once they would queue for the interpreter lock, in
+        front of the threads that run the next batches.
         """
         arrivals = []
         sleeping = []
@@ -436,10 +434,10 @@ class Stage:
                 ticket.wake.release()
             else:
                 sleeping.append(ticket)
-        for before, after in zip(sleeping, sleeping[AWAKE:], strict=False):
+        for before, after in itertools.pairwise(sleeping):
             before.following = after
-        for ticket in sleeping[:AWAKE]:
-            ticket.wake.release()
+        if sleeping:
+            sleeping[0].wake.release()
         if arrivals and self.on_gpu:
             self._share()  # what was kept for this batch's end shall not wait for callbacks too
         if arrivals and self.pool.mine():

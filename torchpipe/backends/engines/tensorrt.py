@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import io
-import threading
-import weakref
 from collections.abc import Sequence
 from itertools import accumulate
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
 from pydantic import Field
 
-from ...encryption import SUFFIX, encrypt, find_key
 from ...errors import ConfigError, RequestError
 from ...parameters import DeviceName, Numbers, PerInstance
 from ...registry import built_in
@@ -24,24 +19,12 @@ from ..flow import Identity
 from ..opencv import describe
 from ..tensor import torch_device
 from . import tensorrt_api as api
-from .base import ForcedRange, existing_file, force, model_source
+from .base import ForcedRange, force
 from .post import Postprocessor, deliver, on_gpu, prepared_by, through
+from .tensorrt_plan import Recipe, both_or_none, plan_of
 
 Texts = list[str]
 Indices = list[Annotated[int, Field(ge=0)]]
-ENGINES = (".trt", ".engine", ".plan")
-Shape = tuple[int, ...]
-
-
-class Plan:
-    """A serialised engine, as long as an instance uses it."""
-
-    def __init__(self, data: bytes) -> None:
-        self.data = data
-
-
-_building = threading.Lock()  # one engine at a time, so that instances of a node share it; ended by the build
-_built: weakref.WeakValueDictionary[tuple, Plan] = weakref.WeakValueDictionary()
 
 
 @built_in()
@@ -127,46 +110,23 @@ class TensorrtTensor(Backend):
             raise ConfigError(f"device = {device!r}: TensorRT needs a GPU")
         self.trt, self.logger = api.load(log_level)
         self.postprocessor, self.last_only = postprocessor, only_keep_last_batch
-        scale = _scale(mean, std)
-        calibration = (calibrate_input, calibrate_cache)
-        forced: dict[str, Sequence[str]] = {
-            "fp32": fp32,
-            "fp16": fp16,
-            "output::fp32": output_fp32,
-            "output::fp16": output_fp16,
-        }
-        ready = model_cache if model_cache and Path(model_cache).is_file() else model
-        with torch.cuda.device(self.device), _building:
-            if Path(ready.removesuffix(SUFFIX)).suffix in ENGINES:
-                if ready == model and scale is not None:
-                    raise ConfigError(
-                        f"mean and std become part of an engine that is built, {model!r} is one"
-                    )
-                source = model_source(ready, ENGINES)
-                self._plan = Plan(source if isinstance(source, bytes) else Path(source).read_bytes())
-            else:
-                path = existing_file(model, (".onnx",))
-                settings = (min, opt or max, max, precision, repr(forced), repr(scale), max_workspace_size)
-                key = (str(path.resolve()), path.stat().st_mtime_ns, self.device, *settings, *calibration)
-                plan = _built.get(key)
-                if plan is None:
-                    plan = Plan(
-                        self._build(
-                            model_source(model, (".onnx",)),
-                            settings[:3],
-                            precision,
-                            forced,
-                            scale,
-                            max_workspace_size,
-                            timing_cache,
-                            calibration,
-                        )
-                    )
-                    _built[key] = plan
-                self._plan = plan
-                if model_cache:
-                    _keep(model_cache, plan.data)
-            self._load(ready)
+        recipe = Recipe(
+            sizes=(min, opt or max, max),
+            precision=precision,
+            layers=(
+                ("fp32", tuple(fp32)),
+                ("fp16", tuple(fp16)),
+                ("output::fp32", tuple(output_fp32)),
+                ("output::fp16", tuple(output_fp16)),
+            ),
+            scale=both_or_none(mean, std),
+            workspace=max_workspace_size,
+            calibration=(calibrate_input, calibrate_cache),
+            device=self.device,
+        )
+        with torch.cuda.device(self.device):
+            self._plan = plan_of(model, model_cache, recipe, self.trt, self.logger, timing_cache)
+            self._load()
             self._reorder(list(input_reorder), list(output_reorder))
             force(self, list(force_range))
             self.buffer = torch.empty(0)
@@ -175,47 +135,15 @@ class TensorrtTensor(Backend):
                 self.buffer = torch.zeros(self.limits[name][1], dtype=self.dtypes[name], device=self.device)
             self.inner = prepared_by(inner, [self.buffer])
 
-    def _build(
-        self,
-        source: str | bytes,
-        sizes: tuple[str, str, str],
-        precision: str,
-        forced: dict[str, Sequence[str]],
-        scale: tuple[list[float], list[float]] | None,
-        workspace: int,
-        timing_cache: str,
-        calibration: tuple[str, str],
-    ) -> bytes:
-        trt = self.trt
-        builder, network, parser = api.parse_onnx(trt, self.logger, source)
-        kept: list[Any] = [parser]
-        if scale is not None:
-            kept += api.normalise(trt, network, *scale)
-        inputs = [network.get_input(i) for i in range(network.num_inputs)]
-        for output in map(network.get_output, range(network.num_outputs)):
-            if len(output.shape) == 0 or (output.shape[0] != -1 and any(-1 in each.shape for each in inputs)):
-                raise ConfigError(
-                    f"output {output.name!r} has no dynamic batch, its shape is {tuple(output.shape)}"
-                )
-        names = [each.name for each in inputs]
-        limits = [_shapes(text, [tuple(each.shape) for each in inputs]) for text in sizes]
-        profile = dict(zip(names, zip(*limits, strict=True), strict=True))
-
-        def prepare(config: Any) -> None:
-            api.set_precision(trt, builder, network, config, precision, forced)
-            if precision == "int8":
-                kept.append(api.calibrate(trt, network, config, *calibration, self.device))
-
-        plan = api.build(trt, builder, network, [profile], workspace, timing_cache, prepare)
-        kept.clear()
-        return plan
-
-    def _load(self, name: str) -> None:
+    def _load(self) -> None:
         trt = self.trt
         self._runtime = trt.Runtime(self.logger)
         self.engine = self._runtime.deserialize_cuda_engine(self._plan.data)
         if self.engine is None:
-            raise ConfigError(f"{name!r} is no engine of TensorRT {trt.__version__} for this GPU")
+            raise ConfigError(
+                f"{self._plan.name!r} is no engine of TensorRT {trt.__version__} for this GPU; build it from "
+                "its ONNX file here"
+            )
         self.context = self.engine.create_execution_context()
         tensors = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
         is_input = [self.engine.get_tensor_mode(each) == trt.TensorIOMode.INPUT for each in tensors]
@@ -314,15 +242,6 @@ class TensorrtTensor(Backend):
         del self.context, self.engine, self._runtime
 
 
-def _keep(path: str, data: bytes) -> None:
-    """Write an engine to a file, encrypted if its name says so."""
-    with open(path, "wb") as file:
-        if path.endswith(SUFFIX):
-            encrypt(io.BytesIO(data), file, find_key())
-        else:
-            file.write(data)
-
-
 def _written(result: Any, outputs: Any) -> Any:
     """The result in the tensors that the request brought for it."""
     found = result if isinstance(result, list) else [result]
@@ -333,7 +252,9 @@ def _written(result: Any, outputs: Any) -> Any:
     )
     if not fits:
         have, given = (", ".join(map(describe, each)) for each in (found, wanted))
-        raise RequestError(f"outputs are {given}; the result is {have}")
+        raise RequestError(
+            f"outputs are {given}; the result is {have}: bring tensors of these shapes, or no outputs"
+        )
     for one, two in zip(found, wanted, strict=True):
         two.copy_(one, non_blocking=True)
     return outputs
@@ -345,43 +266,3 @@ def max_of(values: Sequence[int]) -> int:
 
 def min_of(values: Sequence[int]) -> int:
     return sorted(values)[0]
-
-
-def _scale(mean: Sequence[float], std: Sequence[float]) -> tuple[list[float], list[float]] | None:
-    """Mean and std of three channels each."""
-    if not mean and not std:
-        return None
-    both = []
-    for name, values, default in (("mean", list(mean), 0.0), ("std", list(std), 1.0)):
-        values = values or [default]
-        if len(values) not in (1, 3):
-            raise ConfigError(f"{name} = {values}: give one number, or one for each of 3 channels")
-        both.append([float(value) for value in values * (3 // len(values))])
-    if both[1] != [1.0] * 3 and not all(value > 1 + 1e-5 for value in both[1]):
-        raise ConfigError(f"std = {both[1]}: must be on the scale of 0 to 255, above 1")
-    return both[0], both[1]
-
-
-def _shapes(text: str, declared: list[Shape]) -> list[Shape]:
-    """``4`` or ``4x3x224x224``, with commas for several inputs -> a shape for each input."""
-    parts = [part.strip() for part in text.split(",")]
-    if len(parts) == 1:
-        parts *= len(declared)
-    shapes = []
-    for part, shape in zip(parts, declared, strict=False):
-        try:
-            sizes = tuple(int(size) for size in part.split("x"))
-        except ValueError:
-            raise ConfigError(f"{text!r}: write a batch like 4, or a shape like 4x3x224x224") from None
-        if len(sizes) == 1:
-            sizes = (sizes[0] if shape[0] == -1 else shape[0], *shape[1:])
-        if len(sizes) != len(shape) or any(b not in (-1, a) for a, b in zip(sizes, shape, strict=True)):
-            raise ConfigError(f"{text!r} does not fit the input {shape}")
-        if -1 in sizes:
-            raise ConfigError(
-                f"{text!r}: the input {shape} has more dynamic sizes than the batch; write them all"
-            )
-        shapes.append(sizes)
-    if len(parts) != len(declared):
-        raise ConfigError(f"{text!r}: the network has {len(declared)} inputs")
-    return shapes

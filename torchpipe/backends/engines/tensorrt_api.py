@@ -130,35 +130,33 @@ def calibrate(trt: Any, network: Any, config: Any, folder: str, cache: str, devi
             "precision = 'int8': set calibrate_input to a folder of tensors, or calibrate_cache to what an "
             "earlier calibration wrote, or quantise the ONNX file"
         )
-    files = sorted(Path(folder).glob("*.pt")) if folder else []
-    if folder and not files:
-        raise ConfigError(f"calibrate_input = {folder!r} has no .pt file")
     if network.num_inputs != 1:
-        raise ConfigError("precision = 'int8' is calibrated for networks of one input")
+        raise ConfigError(
+            f"precision = 'int8' is calibrated for networks of one input, this one has {network.num_inputs}; "
+            "quantise the ONNX file instead, or use fp16"
+        )
+    # All at once and before the build: TensorRT drops what a callback raises.
+    rows = [] if Path(cache).is_file() else _rows(folder, tuple(network.get_input(0).shape))
 
     class Calibrator(trt.IInt8EntropyCalibrator2):
         def __init__(self) -> None:
             super().__init__()
-            self.left = iter(files)
+            self.left = iter(rows)
             self.tensor = torch.empty(0)
 
         def get_batch_size(self) -> int:
             return 1
 
         def get_batch(self, names: Any) -> list[int] | None:
-            file = next(self.left, None)
-            if file is None:
+            row = next(self.left, None)
+            if row is None:
                 return None
-            tensor = torch.load(file, map_location=device, weights_only=True).float().contiguous()
-            shape = tuple(network.get_input(0).shape)
-            if len(shape) != tensor.ndim or tensor.shape[0] != 1 or tuple(tensor.shape[1:]) != shape[1:]:
-                raise ConfigError(f"{str(file)!r} holds {tuple(tensor.shape)}, one row of {shape} is needed")
-            self.tensor = tensor
+            self.tensor = row.to(device)
             torch.cuda.current_stream(device).synchronize()  # the builder reads it in a stream of its own
-            return [tensor.data_ptr()]
+            return [self.tensor.data_ptr()]
 
         def read_calibration_cache(self) -> bytes | None:
-            return Path(cache).read_bytes() if cache and Path(cache).is_file() else None
+            return Path(cache).read_bytes() if Path(cache).is_file() else None
 
         def write_calibration_cache(self, found: Any) -> None:
             if cache:
@@ -167,6 +165,27 @@ def calibrate(trt: Any, network: Any, config: Any, folder: str, cache: str, devi
     calibrator = Calibrator()
     config.int8_calibrator = calibrator
     return calibrator
+
+
+def _rows(folder: str, shape: tuple[int, ...]) -> list[torch.Tensor]:
+    """The tensors of a folder's .pt files, in order of their names, each one row of ``shape``."""
+    files = sorted(Path(folder).glob("*.pt"))
+    if not files:
+        raise ConfigError(
+            f"calibrate_input = {folder!r} has no .pt file; write one input of one row into each"
+        )
+    rows = []
+    for file in files:
+        try:
+            row = torch.load(file, map_location="cpu", weights_only=True).float().contiguous()
+        except Exception as error:  # whatever unpickling says, or what is no tensor
+            raise ConfigError(f"calibrate_input: {str(file)!r} holds no tensor: {error}") from error
+        if row.ndim != len(shape) or row.shape[0] != 1 or tuple(row.shape[1:]) != shape[1:]:
+            raise ConfigError(
+                f"calibrate_input: {str(file)!r} holds {tuple(row.shape)}, one row of {shape} is needed"
+            )
+        rows.append(row)
+    return rows
 
 
 def build(
