@@ -4,7 +4,8 @@ import pytest
 import torch
 
 import torchpipe
-from torchpipe.backends.engines.cudagraph import batch_sizes, shapes
+from torchpipe.backends.engines.cudagraph import shapes
+from torchpipe.backends.engines.graphs import batch_sizes
 from torchpipe.backends.engines.tensorrt_plan import both_or_none, shapes_of
 from torchpipe.parameters import PerInstance
 

@@ -120,28 +120,44 @@ def launch(
     channels: int = 3,
     flips: bool = False,
     boxes: Sequence[tuple[int, Box | None]] | None = None,
-    out: torch.Tensor | None = None,
     table: Table | None = None,
 ) -> torch.Tensor:
     """Resize what lies at the given places of a GPU; whoever calls keeps that alive until it is launched."""
-    from ..kernels import resize as kernel
-
     if torch.cuda.current_device() != device.index:  # Triton launches on the current one
         with torch.cuda.device(device):
-            return launch(sources, plan, device, dtype, channels, flips, boxes, out, table)
+            return launch(sources, plan, device, dtype, channels, flips, boxes, table)
+    rows = rows_of(sources, plan, boxes)
+    layout = torch.channels_last if plan.channels_last else torch.contiguous_format
+    out = torch.empty(
+        (len(rows), channels, plan.height, plan.width), dtype=plan.dtype, device=device, memory_format=layout
+    )
+    run((table or Table(len(rows), device)).filled(rows), plan, out, flips, dtype, channels)
+    return out
+
+
+def rows_of(
+    sources: Sequence[Source], plan: Plan, boxes: Sequence[tuple[int, Box | None]] | None = None
+) -> list[tuple[int, ...]]:
+    """What the kernel's table says of each image of the result."""
     if boxes is None:
-        rows = [source[:4] + plan.places(source[4], source[5]) for source in sources]
-    else:
-        rows = [sources[i][:4] + plan.places(sources[i][4], sources[i][5], box) for i, box in boxes]
-    count = len(rows)
-    if out is None:
-        layout = torch.channels_last if plan.channels_last else torch.contiguous_format
-        out = torch.empty(
-            (count, channels, plan.height, plan.width), dtype=plan.dtype, device=device, memory_format=layout
-        )
-    kernel.resize[(count, -(-plan.height * plan.width // BLOCK))](
-        (table or Table(count, device)).filled(rows),
-        plan.on(device),
+        return [source[:4] + plan.places(source[4], source[5]) for source in sources]
+    return [sources[i][:4] + plan.places(sources[i][4], sources[i][5], box) for i, box in boxes]
+
+
+def run(
+    table: torch.Tensor,
+    plan: Plan,
+    out: torch.Tensor,
+    flips: bool,
+    dtype: torch.dtype = torch.uint8,
+    channels: int = 3,
+) -> None:
+    """Launch the kernel in the current stream of the current GPU, which is the table's."""
+    from ..kernels import resize as kernel
+
+    kernel.resize[(len(out), -(-plan.height * plan.width // BLOCK))](
+        table,
+        plan.on(out.device),
         out,
         HEIGHT=plan.height,
         WIDTH=plan.width,
@@ -154,14 +170,13 @@ def launch(
         ROUND=plan.rounded or plan.dtype == torch.uint8,
         BLOCK=BLOCK,
     )
-    return out
 
 
 class Table:
-    """Rows of numbers on their way to a GPU, in pinned memory that is used again."""
+    """Rows of numbers on their way to a GPU, in pinned memory that is used again. One of zeros: no image."""
 
     def __init__(self, rows: int, device: torch.device) -> None:
-        self._host = torch.empty((rows, 12), dtype=torch.int64, pin_memory=True)
+        self._host = torch.zeros((rows, 12), dtype=torch.int64, pin_memory=True)
         self._there = torch.empty((rows, 12), dtype=torch.int64, device=device)
         self._numbers = self._host.numpy()
         self._copied = torch.cuda.Event(blocking=True)
@@ -172,9 +187,19 @@ class Table:
             self.__init__(len(rows), self._there.device)  # type: ignore[misc]
         wait(self._copied)  # the last copy
         self._numbers[: len(rows)] = rows
-        stream = torch.cuda.current_stream(self._there.device)
-        copy(self._there[: len(rows)], self._host[: len(rows)], stream)
-        self._copied.record(stream)
+        self.enqueued(len(rows))
+        self._copied.record(torch.cuda.current_stream(self._there.device))
+        return self._there
+
+    def write(self, rows: list[tuple[int, ...]]) -> None:
+        """Take these rows, and zeros after them; the last copy must have ended."""
+        if rows:
+            self._numbers[: len(rows)] = rows
+        self._numbers[len(rows) :] = 0
+
+    def enqueued(self, count: int) -> torch.Tensor:
+        """The first rows on the GPU, for the current stream; may be recorded."""
+        copy(self._there[:count], self._host[:count], torch.cuda.current_stream(self._there.device))
         return self._there
 
 

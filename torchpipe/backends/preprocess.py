@@ -18,7 +18,7 @@ from .base import UNLIMITED, Backend
 from .convert import Color
 from .cuda import upload
 from .decode_tensor import Decode, Decoder, Picture, Threads, file_of
-from .fused import Box, Fit, Plan, Source, Table, fused_resize, launch, planes
+from .fused import Box, Fit, Plan, Source, Table, fused_resize, launch, planes, rows_of, run
 from .tensor import torch_device
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "uint8": torch.uint8}
@@ -111,6 +111,8 @@ class PreprocessTensor(Backend):
         )
         self.decoder = Decoder(self.device, decode, threads)
         self.table: Table | None = None
+        self.filling: Table | None = None  # of an engine's buffer
+        self._pictures: list[Picture] = []
         if self.device.type == "cuda":
             optional("triton", "gpu")
             self.table = Table(64, self.device)
@@ -138,7 +140,7 @@ class PreprocessTensor(Backend):
             self._run([batch[i] for i in members], [images[i] for i in members], flips)
 
     def fits(self, buffer: torch.Tensor) -> None:
-        """Take over dtype and layout of a network's input buffer, which :meth:`fill` will write to.
+        """Take over dtype, layout and length of a network's input buffer, for :meth:`enqueue`.
 
         Raises:
             ConfigError: its images are of another size.
@@ -150,13 +152,29 @@ class PreprocessTensor(Backend):
             )
         last = buffer.is_contiguous(memory_format=torch.channels_last)
         self.plan = dataclasses.replace(self.plan, dtype=buffer.dtype, channels_last=last, affine={})
+        self.filling = Table(len(buffer), self.device)
         self._compile()
 
-    def fill(self, batch: list[Request], buffer: torch.Tensor) -> list[Request] | None:
-        """Decode and preprocess files into the first rows of ``buffer``; whose they are, in order.
+    def enqueue(self, out: torch.Tensor) -> None:
+        """In the current stream, write the rows that :meth:`fill` prepared to ``out``; may be recorded.
 
-        What is no image gets no row. None: there is more to do than that, :meth:`forward` does it.
+        Only with such a row is that of ``out`` changed.
         """
+        assert self.filling is not None
+        run(self.filling.enqueued(len(out)), self.plan, out, self.color != "rgb")
+
+    def leave(self) -> None:
+        """Have the next :meth:`enqueue` change nothing, unless :meth:`fill` comes before."""
+        assert self.filling is not None
+        self.filling.write([])
+
+    def fill(self, batch: list[Request]) -> list[Request] | None:
+        """Decode files, for the next :meth:`enqueue` to preprocess; whose rows those are, in order.
+
+        What is no image gets no row. None: there is more to do than that, :meth:`forward` does it. The last
+        batch must have been preprocessed.
+        """
+        assert self.filling is not None
         if any(type(request["data"]) is not bytes or "_box" in request for request in batch):
             return None
         pictures = self.decoder.decode(
@@ -167,10 +185,8 @@ class PreprocessTensor(Backend):
             for request, picture in zip(batch, pictures, strict=True)
             if picture is not None
         ]
-        if kept:
-            flips = self.color != "rgb"
-            sources = _sources([picture for _, picture in kept])
-            launch(sources, self.plan, self.device, flips=flips, out=buffer, table=self.table)
+        self._pictures = [picture for _, picture in kept]  # they are read after this
+        self.filling.write(rows_of(_sources(self._pictures), self.plan))
         return [request for request, _ in kept]
 
     def _files(self, batch: list[Request]) -> None:

@@ -42,6 +42,8 @@ def resize(
     image = tl.program_id(0)
     pixel = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     entry = table + image * 12
+    if tl.load(entry + 10) == 0:  # no image for this row
+        return
     place = tl.load(entry).to(tl.pointer_type(SOURCE))
     sc = tl.load(entry + 1)
     sh = tl.load(entry + 2)

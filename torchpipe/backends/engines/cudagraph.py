@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import bisect
 import contextlib
-import sys
 import threading
 import warnings
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,17 +19,14 @@ from ...registry import built_in
 from ...request import Request
 from ..base import Backend
 from ..cuda import upload
-from ..cudart import Graph, copy
 from ..opencv import describe
 from ..tensor import torch_device
 from .base import Engine, Normalise, existing_file
+from .graphs import Graphs, batch_sizes
 from .module import cast, load_export, private_copy
-from .post import Postprocessor, deliver, on_gpu, prepared_by, through
+from .post import Postprocessor, deliver, prepared_by, through
 
 PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-WARM_UPS = 4
-"""Runs before recording: libraries choose algorithms, and TorchScript optimises after its second."""
-
 TOLERANCE = 0.05
 """How far an optimised network's outputs may be from the plain one's, relative to the largest."""
 
@@ -39,7 +34,7 @@ _networks: weakref.WeakKeyDictionary[torch.nn.Module, Any] = weakref.WeakKeyDict
 _files: weakref.WeakValueDictionary[tuple, Any] = weakref.WeakValueDictionary()
 """Networks in use, by the module or the file that they were made from: instances share weights."""
 
-_recording = threading.Lock()  # one at a time in a process; ended by the recording's end
+_loading = threading.Lock()  # one at a time, so that instances share networks; ended by the load's end
 
 
 @built_in()
@@ -115,17 +110,11 @@ class CudaGraphTensor(Engine):
             raise ConfigError(f"mean and std are for networks of one input, shape = {shape!r}")
         self._buffers = self._make_buffers(torch.float32 if scale is not None else self.dtype, channels_last)
         self.inner = prepared_by(inner, self._buffers)
-        self._best = torch.empty((self.sizes[-1], 2), pin_memory=True)
-        self._done = torch.cuda.Event(blocking=True)
         self._dtype = self._buffers[0].dtype
-        self._views = [[buffer[:rows] for rows in range(len(buffer) + 1)] for buffer in self._buffers]
-        self._graphs: dict[int, Graph] = {}
-        self._outputs: dict[int, list[torch.Tensor]] = {}
-        with _recording, torch.cuda.device(self.device), torch.no_grad(), _tf32(precision == "tf32"):
+        with _loading, torch.cuda.device(self.device), torch.no_grad(), _tf32(precision == "tf32"):
             network = self._shared(model, channels_last, optimise)
-            # Kept, because the graphs read the weights where they are.
-            self._network = _chain(network, scale, self.dtype, self.device, postprocessor)
-            self._record(self._network)
+            chain = _chain(network, scale, self.dtype, self.device)
+            self.graphs = Graphs(chain, self._buffers, self.sizes, self.inner, postprocessor)
 
     # Building
 
@@ -202,38 +191,14 @@ class CudaGraphTensor(Engine):
             return plain
         return fused
 
-    def _record(self, network: Callable[..., list[torch.Tensor]]) -> None:
-        stream, pool = torch.cuda.Stream(self.device), torch.cuda.graph_pool_handle()
-        stream.wait_stream(torch.cuda.current_stream(self.device))
-        for size in _shown(self.sizes[::-1], "CUDA graphs"):  # the largest first: the others fit its memory
-            views = [buffer[:size] for buffer in self._buffers]
-            try:
-                with torch.cuda.stream(stream):
-                    for _ in range(WARM_UPS):
-                        network(*views)
-                graph = torch.cuda.CUDAGraph()
-                with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-                    outputs = network(*views)
-            except Exception as error:
-                raise ConfigError(
-                    f"the network cannot be recorded with {size} rows of {self.shapes}: {error}"
-                ) from error
-            for output in outputs:
-                if output.ndim == 0 or len(output) != size:
-                    raise ConfigError(f"{size} rows in, but an output of shape {tuple(output.shape)}")
-            with torch.cuda.stream(stream):
-                self._graphs[size], self._outputs[size] = Graph(graph, self.device), outputs
-        torch.cuda.current_stream(self.device).wait_stream(stream)
-        torch.cuda.synchronize(self.device)
-
     # Running
 
     def forward(self, batch: list[Request]) -> None:
         if self.inner is not None:
-            filled = self.inner.fill(batch, self._buffers[0]) if len(batch) <= self.sizes[-1] else None
+            filled = self.graphs.fill(batch)
             if filled is not None:
                 if filled:
-                    self._deliver(self._launch(len(filled)), filled, [1] * len(filled))
+                    self._deliver(self.graphs.launch(len(filled)), filled, [1] * len(filled))
                 return
             batch = through(self.inner, batch)
             if not batch:
@@ -247,26 +212,12 @@ class CudaGraphTensor(Engine):
             for column, tensor in zip(columns, tensors, strict=True):
                 column.append(tensor)
             counts.append(len(tensors[0]))
-        rows = sum(counts)
-        columns = [self._upload(column) for column in columns]
-        if rows > self.sizes[-1]:
-            outputs = self.infer([torch.cat(column) for column in columns])
-        else:
-            for views, column in zip(self._views, columns, strict=True):
-                torch.cat(column, out=views[rows]) if len(column) > 1 else views[rows].copy_(column[0])
-            outputs = self._launch(rows)
+        outputs = self.graphs.run_rows([self._upload(column) for column in columns], sum(counts))
         self._deliver(outputs, batch, counts)
 
     def _deliver(self, outputs: list[torch.Tensor], batch: list[Request], counts: list[int]) -> None:
         if self.postprocessor == "split":  # else the host takes them before anything else is launched
             outputs = [output.clone() for output in outputs]
-        elif self.postprocessor.endswith("Max") and len(outputs[0]) <= len(self._best):
-            host = self._best[: len(outputs[0])]
-            stream = torch.cuda.current_stream(self.device)
-            copy(host, outputs[0], stream)
-            self._done.record(stream)
-            self._done.synchronize()  # ended by the GPU
-            outputs = [host]
         deliver(self.postprocessor, outputs, batch, counts)
 
     def _check(self, tensors: Any) -> None:
@@ -287,29 +238,12 @@ class CudaGraphTensor(Engine):
 
     def infer(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
         """Any number of rows, in pieces of the largest graph."""
-        step = self.sizes[-1]
-        pieces = zip(*(tensor.split(step) for tensor in inputs), strict=True)
-        parts = []
-        for piece in pieces:
-            for views, tensor in zip(self._views, piece, strict=True):
-                views[len(tensor)].copy_(tensor, non_blocking=True)
-            parts.append([output.clone() for output in self._launch(len(piece[0]))])
-        return parts[0] if len(parts) == 1 else [torch.cat(column) for column in zip(*parts, strict=True)]
-
-    def _launch(self, rows: int) -> list[torch.Tensor]:
-        """Launch the graph on what is in the buffers; its outputs, which the next launch overwrites."""
-        size = self.sizes[bisect.bisect_left(self.sizes, rows)]
-        self._graphs[size].launch(torch.cuda.current_stream(self.device))
-        outputs = self._outputs[size]
-        return outputs if size == rows else [output[:rows] for output in outputs]
+        return self.graphs.run(inputs)
 
     def close(self) -> None:
         if self.inner is not None:
             self.inner.close()
-        torch.cuda.synchronize(self.device)
-        self._graphs.clear()
-        self._outputs.clear()
-        del self._network
+        self.graphs.close()
 
 
 def shapes(text: str) -> list[tuple[int, ...]]:
@@ -323,22 +257,14 @@ def shapes(text: str) -> list[tuple[int, ...]]:
     return found
 
 
-def batch_sizes(most: int, wanted: Iterable[int] = ()) -> list[int]:
-    """The batch sizes that are recorded, rising, the last one ``most``."""
-    sizes = set(wanted) or {1, 2, 4, 8, 12, 16, 24, 32, *range(48, most + 1, 16)}
-    if any(size < 1 or size > most for size in wanted):
-        raise ConfigError(f"batches = {sorted(sizes)}: they are 1 to max = {most}")
-    return sorted({size for size in sizes if size < most} | {most})
-
-
 def _chain(
-    network: Callable, scale: Normalise | None, dtype: torch.dtype, device: torch.device, post: Postprocessor
+    network: Callable, scale: Normalise | None, dtype: torch.dtype, device: torch.device
 ) -> Callable[..., list[torch.Tensor]]:
-    """Mean and std, the network, and what of the postprocessor belongs on the GPU."""
+    """Mean and std, and the network."""
     if scale is None:
-        return lambda *inputs: on_gpu(post, _flat(network(*inputs)))
+        return lambda *inputs: _flat(network(*inputs))
     mean, factor = (torch.from_numpy(values).to(device) for values in (scale.mean, scale.scale))
-    return lambda image: on_gpu(post, _flat(network(((image - mean) * factor).to(dtype))))
+    return lambda image: _flat(network(((image - mean) * factor).to(dtype)))
 
 
 def _flat(outputs: Any) -> list[torch.Tensor]:
@@ -354,14 +280,3 @@ def _tf32(allowed: bool) -> Iterator[None]:
         yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
-
-
-def _shown(items: list[int], what: str) -> Iterator[int]:
-    """The items, with progress shown to whoever watches."""
-    watched = sys.stderr.isatty()
-    for i, item in enumerate(items):
-        if watched:
-            print(f"\r{what}: {i + 1}/{len(items)}", end="", file=sys.stderr, flush=True)
-        yield item
-    if watched:
-        print(file=sys.stderr)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import Annotated, Any, Literal
@@ -15,11 +16,11 @@ from ...registry import built_in
 from ...request import Request
 from ..base import Backend
 from ..cuda import upload
-from ..flow import Identity
 from ..opencv import describe
 from ..tensor import torch_device
 from . import tensorrt_api as api
 from .base import ForcedRange, force
+from .graphs import Graphs, batch_sizes
 from .post import Postprocessor, deliver, on_gpu, prepared_by, through
 from .tensorrt_plan import Recipe, both_or_none, plan_of
 
@@ -129,11 +130,29 @@ class TensorrtTensor(Backend):
             self._load()
             self._reorder(list(input_reorder), list(output_reorder))
             force(self, list(force_range))
-            self.buffer = torch.empty(0)
-            if len(self.inputs) == 1 and not isinstance(inner, (str, Identity)):
-                name = self.inputs[0]
-                self.buffer = torch.zeros(self.limits[name][1], dtype=self.dtypes[name], device=self.device)
-            self.inner = prepared_by(inner, [self.buffer])
+            buffers = [
+                torch.zeros(self.limits[name][1], dtype=self.dtypes[name], device=self.device)
+                for name in self.inputs
+            ]
+            self.inner = prepared_by(inner, buffers)
+            self.graphs = self._recorded(buffers)
+
+    def _recorded(self, buffers: list[torch.Tensor]) -> Graphs | None:
+        """The engine as CUDA graphs, where only its batch is dynamic and TensorRT lets it be recorded."""
+        if any(low[1:] != high[1:] or high[0] != self.range[1] for low, high in self.limits.values()):
+            return None
+        least, most = self.range
+        try:
+            return Graphs(
+                lambda *inputs: self.infer(list(inputs)),
+                buffers,
+                batch_sizes(most, least=least),
+                self.inner,
+                self.postprocessor,
+            )
+        except ConfigError as error:
+            warnings.warn(f"TensorrtTensor runs the engine without CUDA graphs: {error}", stacklevel=2)
+            return None
 
     def _load(self) -> None:
         trt = self.trt
@@ -155,6 +174,7 @@ class TensorrtTensor(Backend):
         self.limits = {each: (tuple(low), tuple(high)) for each, (low, _, high) in ranges.items()}
         self.min = max_of([low[0] for low, _ in self.limits.values()])
         self.max = min_of([high[0] for _, high in self.limits.values()])
+        self.range = self.min, self.max  # of rows; force_range may change those of requests
 
     def _reorder(self, inputs: list[int], outputs: list[int]) -> None:
         for name, order, count in (
@@ -170,10 +190,11 @@ class TensorrtTensor(Backend):
 
     def forward(self, batch: list[Request]) -> None:
         if self.inner is not None:
-            rows = self.inner.fill(batch, self.buffer)
-            if rows is not None:
-                if rows:
-                    self._deliver([self.buffer[: len(rows)]], rows, [1] * len(rows))
+            filled = self.graphs.fill(batch) if self.graphs is not None else None
+            if filled is not None:
+                if filled:
+                    assert self.graphs is not None
+                    self._deliver(self.graphs.launch(len(filled)), filled, [1] * len(filled))
                 return
             batch = through(self.inner, batch)
             if not batch:
@@ -188,16 +209,22 @@ class TensorrtTensor(Backend):
             for column, name, i in zip(columns, self.inputs, self._order, strict=True):
                 column.append(self._fitted(name, tensors[i]))
             counts.append(len(columns[0][-1]))
-        inputs = [torch.cat(column) if len(column) > 1 else column[0] for column in columns]
-        self._deliver(inputs, batch, counts)
+        rows = sum(counts)
+        if self.graphs is not None and self.range[0] <= rows <= self.range[1]:
+            outputs = self.graphs.run_rows(columns, rows)
+        else:
+            inputs = [torch.cat(column) if len(column) > 1 else column[0] for column in columns]
+            outputs = on_gpu(self.postprocessor, self.infer(inputs))
+        self._deliver(outputs, batch, counts)
 
-    def _deliver(self, inputs: list[torch.Tensor], batch: list[Request], counts: list[int]) -> None:
-        outputs = self.infer(inputs)
+    def _deliver(self, outputs: list[torch.Tensor], batch: list[Request], counts: list[int]) -> None:
         if self.last_only:
             ends = list(accumulate(counts))
             outputs = [torch.cat([output[end - 1 : end] for end in ends]) for output in outputs]
             counts = [1] * len(counts)
-        deliver(self.postprocessor, on_gpu(self.postprocessor, outputs), batch, counts)
+        elif self.postprocessor == "split" and self.graphs is not None:  # the next launch overwrites them
+            outputs = [output.clone() for output in outputs]
+        deliver(self.postprocessor, outputs, batch, counts)
         for request in batch:
             if "outputs" in request:
                 request["result"] = _written(request["result"], request["outputs"])
@@ -238,6 +265,8 @@ class TensorrtTensor(Backend):
     def close(self) -> None:
         if self.inner is not None:
             self.inner.close()
+        if self.graphs is not None:
+            self.graphs.close()
         torch.cuda.synchronize(self.device)
         del self.context, self.engine, self._runtime
 

@@ -1,0 +1,170 @@
+"""What a network does with its buffers, recorded as CUDA graphs for a few batch sizes: one launch a batch."""
+
+from __future__ import annotations
+
+import bisect
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+import torch
+
+from ...errors import ConfigError
+from ...request import Request
+from ..cudart import Graph, copy, wait
+from ..preprocess import PreprocessTensor
+from .post import Postprocessor, on_gpu
+
+WARM_UPS = 4
+"""Runs before recording: libraries choose algorithms, and TorchScript optimises after its second."""
+
+_recording = threading.Lock()  # one at a time in a process; ended by the recording's end
+
+Network = Callable[..., Sequence[torch.Tensor]]
+
+
+class Graphs:
+    """Graphs of one instance, in one pool of memory.
+
+    Each begins with the preprocessing, where there is some, and ends with the copy of the best classes to the
+    host, where these are asked for: so a batch of files costs the host the decoder and one launch.
+
+    Args:
+        network: tensors of equally many rows in, tensors of as many rows out.
+        buffers: what the network reads, each as long as the largest batch.
+        sizes: the batch sizes to record, rising.
+        inner: what makes a batch out of files, or None.
+        postprocessor: of which the part that belongs on the GPU is recorded, too.
+
+    Raises:
+        ConfigError: the network cannot be recorded, or an output has another number of rows.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        buffers: Sequence[torch.Tensor],
+        sizes: Sequence[int],
+        inner: PreprocessTensor | None,
+        postprocessor: Postprocessor,
+    ) -> None:
+        self.sizes, self.inner, self.postprocessor = sizes, inner, postprocessor
+        self.device = buffers[0].device
+        self.views = [[buffer[:rows] for rows in range(len(buffer) + 1)] for buffer in buffers]
+        self._network = network  # kept, because the graphs read the weights where they are
+        self._best: torch.Tensor | None = None
+        if postprocessor.endswith("Max"):
+            self._best = torch.empty((sizes[-1], 2), pin_memory=True)
+        self._done = torch.cuda.Event(blocking=True)
+        self._graphs: dict[int, Graph] = {}
+        self._outputs: dict[int, list[torch.Tensor]] = {}
+        with _recording:
+            self._record()
+
+    def _record(self) -> None:
+        stream, pool = torch.cuda.Stream(self.device), torch.cuda.graph_pool_handle()
+        stream.wait_stream(torch.cuda.current_stream(self.device))
+        for size in _shown(self.sizes[::-1], "CUDA graphs"):  # the largest first: the others fit its memory
+            try:
+                with torch.cuda.stream(stream):
+                    for _ in range(WARM_UPS):
+                        self._run(size)
+                graph = torch.cuda.CUDAGraph()
+                with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                    outputs = self._run(size)
+            except Exception as error:
+                shapes = ", ".join("x".join(map(str, views[size].shape)) for views in self.views)
+                raise ConfigError(
+                    f"the network cannot be recorded with inputs of {shapes}: {error}"
+                ) from error
+            for output in outputs:
+                if output.ndim == 0 or len(output) != size:
+                    raise ConfigError(f"{size} rows in, but an output of shape {tuple(output.shape)}")
+            with torch.cuda.stream(stream):
+                self._graphs[size], self._outputs[size] = Graph(graph, self.device), outputs
+        torch.cuda.current_stream(self.device).wait_stream(stream)
+        torch.cuda.synchronize(self.device)
+
+    def _run(self, size: int) -> list[torch.Tensor]:
+        views = [views[size] for views in self.views]
+        if self.inner is not None:
+            self.inner.enqueue(views[0])
+        outputs = on_gpu(self.postprocessor, self._network(*views))
+        if self._best is not None:
+            copy(self._best[:size], outputs[0], torch.cuda.current_stream(self.device))
+        return outputs
+
+    def fill(self, batch: list[Request]) -> list[Request] | None:
+        """Have files decoded, for the next launch to preprocess; whose rows those are."""
+        if self.inner is None or len(batch) > self.sizes[-1]:
+            return None
+        wait(self._done)  # the last launch, which read the table of this one
+        return self.inner.fill(batch)
+
+    def launch(self, rows: int) -> list[torch.Tensor]:
+        """Launch what was recorded on the first ``rows`` rows of the buffers.
+
+        Its outputs: the best classes on the host, ready, or tensors that the next launch overwrites.
+        """
+        size = self.sizes[bisect.bisect_left(self.sizes, rows)]
+        stream = torch.cuda.current_stream(self.device)
+        self._graphs[size].launch(stream)
+        if self.inner is not None or self._best is not None:
+            self._done.record(stream)
+        if self._best is not None:
+            self._done.synchronize()  # ended by the GPU
+            return [self._best[:rows]]
+        outputs = self._outputs[size]
+        return outputs if size == rows else [output[:rows] for output in outputs]
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Outputs of any number of rows, in pieces of the largest graph; they are the caller's."""
+        if self.inner is not None:
+            wait(self._done)
+            self.inner.leave()
+        pieces = zip(*(tensor.split(self.sizes[-1]) for tensor in inputs), strict=True)
+        parts = []
+        for piece in pieces:
+            for views, tensor in zip(self.views, piece, strict=True):
+                views[len(tensor)].copy_(tensor, non_blocking=True)
+            parts.append([output.clone() for output in self.launch(len(piece[0]))])
+        return parts[0] if len(parts) == 1 else [torch.cat(column) for column in zip(*parts, strict=True)]
+
+    def run_rows(self, columns: Sequence[Sequence[torch.Tensor]], rows: int) -> list[torch.Tensor]:
+        """The same for tensors of ``rows`` rows in all, on the GPU and in the buffers' dtypes.
+
+        The outputs are those of :meth:`launch`, where one launch is enough.
+        """
+        if rows > self.sizes[-1]:
+            return self.run([torch.cat(list(column)) for column in columns])
+        if self.inner is not None:
+            wait(self._done)
+            self.inner.leave()
+        for views, column in zip(self.views, columns, strict=True):
+            torch.cat(list(column), out=views[rows]) if len(column) > 1 else views[rows].copy_(column[0])
+        return self.launch(rows)
+
+    def close(self) -> None:
+        torch.cuda.synchronize(self.device)
+        self._graphs.clear()
+        self._outputs.clear()
+        del self._network
+
+
+def batch_sizes(most: int, wanted: Iterable[int] = (), least: int = 1) -> list[int]:
+    """The batch sizes that are recorded, rising, the last one ``most``."""
+    sizes = set(wanted) or {1, 2, 4, 8, 12, 16, 24, 32, *range(48, most + 1, 16)}
+    if any(size < least or size > most for size in wanted):
+        raise ConfigError(f"batches = {sorted(sizes)}: they are {least} to max = {most}")
+    return sorted({size for size in sizes if least <= size < most} | {most})
+
+
+def _shown(items: Sequence[int], what: str) -> Iterator[int]:
+    """The items, with progress shown to whoever watches."""
+    watched = sys.stderr.isatty()
+    for i, item in enumerate(items):
+        if watched:
+            print(f"\r{what}: {i + 1}/{len(items)}", end="", file=sys.stderr, flush=True)
+        yield item
+    if watched:
+        print(file=sys.stderr)
