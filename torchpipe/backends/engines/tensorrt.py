@@ -258,6 +258,8 @@ class TensorrtTensor(Backend):
             raise RequestError(f"{name} takes {len(low)} axes, {low} to {high}, got {describe(tensor)}")
         if len(low) == 4 and low[1] == high[1] and tensor.shape[1] != low[1] == tensor.shape[3]:
             tensor = tensor.permute(0, 3, 1, 2)
+        if any(not a <= b <= c for a, b, c in zip(low[1:], tensor.shape[1:], high[1:], strict=True)):
+            raise RequestError(f"{name} takes {low} to {high}, got {describe(tensor)}")
         if tensor.device != self.device:
             tensor = upload(tensor, self.device)
         return tensor.to(self.dtypes[name]).contiguous()
