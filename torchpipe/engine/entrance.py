@@ -168,6 +168,8 @@ class Entrance:
                 self.refuse_closed()
             self._nodes.pool.grow()  # if the system has no thread left this is the time to say so
             steps: list[Step] = []
+            # Once for all: bound methods are objects, too, that a collection looks at.
+            again, fill_in, forget = self.again, self.fill_in, self.alarm.forget if alarm else None
             for index, (request, route) in enumerate(prepared or map(self.prepare, given)):
                 request.pop("event", None)
                 left = functools.partial(self._count_out, counted[index])
@@ -178,9 +180,9 @@ class Entrance:
                     cancelled,
                     wanted,
                     deadlines[index] if deadlines else None,
-                    self.again,
-                    self.alarm.forget if alarm else None,
-                    self.fill_in,
+                    again,
+                    forget,
+                    fill_in,
                 )
                 outcomes.append(outcome)
                 if alarm:
