@@ -151,6 +151,8 @@ class TensorrtTensor(Backend):
                 self.postprocessor,
             )
         except ConfigError as error:
+            if isinstance(error.__cause__, RequestError):  # the postprocessor does not fit, recorded or not
+                raise
             warnings.warn(f"TensorrtTensor runs the engine without CUDA graphs: {error}", stacklevel=2)
             return None
 
