@@ -6,6 +6,7 @@ import torch
 import torchpipe
 from torchpipe.backends.engines.cudagraph import shapes
 from torchpipe.backends.engines.graphs import batch_sizes
+from torchpipe.backends.engines.tensorrt_api import calibration_rows
 from torchpipe.backends.engines.tensorrt_plan import both_or_none, shapes_of
 from torchpipe.parameters import PerInstance
 
@@ -95,3 +96,18 @@ def test_batches_and_shapes_of_tensorrt():
     assert both_or_none([], []) is None
     with pytest.raises(torchpipe.ConfigError, match="0 to 255"):
         both_or_none([0.5], [0.5])
+
+
+def test_what_int8_is_calibrated_with_is_checked_before_the_build(tmp_path):
+    shape = (-1, 3, 4, 4)
+    with pytest.raises(torchpipe.ConfigError, match=r"has no \.pt file"):
+        calibration_rows(str(tmp_path), shape)
+    for name in ("b", "a"):
+        torch.save(torch.full((1, 3, 4, 4), float(ord(name))), tmp_path / f"{name}.pt")
+    assert [float(row[0, 0, 0, 0]) for row in calibration_rows(str(tmp_path), shape)] == [97.0, 98.0]
+    torch.save(torch.zeros(2, 3, 4, 4), tmp_path / "c.pt")
+    with pytest.raises(torchpipe.ConfigError, match=r"c\.pt' holds \(2, 3, 4, 4\), one row of"):
+        calibration_rows(str(tmp_path), shape)
+    (tmp_path / "c.pt").write_bytes(b"nothing")
+    with pytest.raises(torchpipe.ConfigError, match=r"c\.pt' holds no tensor"):
+        calibration_rows(str(tmp_path), shape)

@@ -119,9 +119,7 @@ class Graphs:
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Outputs of any number of rows, in pieces of the largest graph; they are the caller's."""
-        if self.inner is not None:
-            wait(self._done)
-            self.inner.leave()
+        self._skip_inner()
         pieces = zip(*(tensor.split(self.sizes[-1]) for tensor in inputs), strict=True)
         parts = []
         for piece in pieces:
@@ -137,12 +135,16 @@ class Graphs:
         """
         if rows > self.sizes[-1]:
             return self.run([torch.cat(list(column)) for column in columns])
-        if self.inner is not None:
-            wait(self._done)
-            self.inner.leave()
+        self._skip_inner()
         for views, column in zip(self.views, columns, strict=True):
             torch.cat(list(column), out=views[rows]) if len(column) > 1 else views[rows].copy_(column[0])
         return self.launch(rows)
+
+    def _skip_inner(self) -> None:
+        """Let the next launches leave alone what is put into the buffers here."""
+        if self.inner is not None:
+            wait(self._done)
+            self.inner.leave()
 
     def close(self) -> None:
         torch.cuda.synchronize(self.device)

@@ -211,6 +211,8 @@ class TensorrtTensor(Backend):
             for column, name, i in zip(columns, self.inputs, self._order, strict=True):
                 column.append(self._fitted(name, tensors[i]))
             counts.append(len(columns[0][-1]))
+            if self.graphs is not None and any(len(column[-1]) != counts[-1] for column in columns):
+                raise RequestError("the inputs of one request have different numbers of rows")
         rows = sum(counts)
         if self.graphs is not None and self.range[0] <= rows <= self.range[1]:
             outputs = self.graphs.run_rows(columns, rows)

@@ -136,7 +136,7 @@ def calibrate(trt: Any, network: Any, config: Any, folder: str, cache: str, devi
             "quantise the ONNX file instead, or use fp16"
         )
     # All at once and before the build: TensorRT drops what a callback raises.
-    rows = [] if Path(cache).is_file() else _rows(folder, tuple(network.get_input(0).shape))
+    rows = [] if Path(cache).is_file() else calibration_rows(folder, tuple(network.get_input(0).shape))
 
     class Calibrator(trt.IInt8EntropyCalibrator2):
         def __init__(self) -> None:
@@ -167,7 +167,7 @@ def calibrate(trt: Any, network: Any, config: Any, folder: str, cache: str, devi
     return calibrator
 
 
-def _rows(folder: str, shape: tuple[int, ...]) -> list[torch.Tensor]:
+def calibration_rows(folder: str, shape: tuple[int, ...]) -> list[torch.Tensor]:
     """The tensors of a folder's .pt files, in order of their names, each one row of ``shape``."""
     files = sorted(Path(folder).glob("*.pt"))
     if not files:
