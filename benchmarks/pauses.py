@@ -12,11 +12,12 @@ import statistics
 import subprocess
 import sys
 import time
-from pathlib import Path
+
+from harness import spread
+from report import RESULTS, machine, row, show
 
 SIZE = 256
 WAYS = ("as it is", "frozen")
-TARGET = Path(__file__).resolve().parent / "results" / "pauses.md"
 
 
 def work(way: str, seconds: float) -> None:
@@ -80,25 +81,24 @@ def main() -> None:
             (line,) = [line for line in done.stdout.splitlines() if line.startswith("RESULT ")]
             found[way].append(json.loads(line[7:]))
     names = list(found[WAYS[0]][0])
+    here = machine()
     lines = [
         "# pauses.py",
         "",
-        f"Lists of {SIZE} small images through a small network, {given.seconds:.0f} s, {given.repeats} "
-        "repeats in turns; the median, with the lowest and the highest in brackets; ms.",
+        f"`python benchmarks/pauses.py --repeats {given.repeats} --seconds {given.seconds:g}`, "
+        f"Python {here['python']}, {here['cores']} cores ({here['processor']}), "
+        f"load average at the end {here['load']}.",
+        f"Lists of {SIZE} small images through a small network, the two ways in turns; times are in ms. "
+        "Each figure is the median with the lowest and the highest in brackets.",
         "",
-        "| | " + " | ".join(names) + " |",
-        "| --- " * (len(names) + 1) + "|",
+        row(["", *names]),
+        row(["---"] * (len(names) + 1)),
     ]
-    for way in WAYS:
-        cells = []
-        for name in names:
-            values = sorted(figures[name] for figures in found[way])
-            middle = statistics.median(values)
-            cells.append(f"{middle:,.1f} ({values[0]:,.1f}..{values[-1]:,.1f})")
-        lines.append(f"| {way} | " + " | ".join(cells) + " |")
+    for way, figures in found.items():
+        lines.append(row([way, *(show(spread([one[name] for one in figures])) for name in names)]))
     text = "\n".join(lines) + "\n"
     print(text)
-    TARGET.write_text(text)
+    (RESULTS / "pauses.md").write_text(text)
 
 
 if __name__ == "__main__":
