@@ -295,6 +295,34 @@ def test_answers_agree_with_pillow_and_torch_in_fp32_on_real_photographs_and_wei
         assert request["score"] == pytest.approx(float(scores.max()), abs=0.1)
 
 
+IMAGE = np.zeros((8, 8, 3), np.uint8)
+POOL = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+
+
+@pytest.mark.parametrize(
+    ("config", "data"),
+    [
+        ({"backend": "S[Mat2GpuTensor,ModuleTensor,SoftmaxArgMaxTensor]", "model": POOL}, IMAGE),
+        ({"backend": "S[Mat2GpuTensor,ResizeTensor,Tensor2Mat]", "resize_h": 4, "resize_w": 4}, IMAGE),
+        (
+            {"backend": "S[GpuTensor,ResizePadTensor,CpuTensor]", "max_h": 4, "max_w": 4},
+            torch.zeros(1, 3, 8, 8),
+        ),
+    ],
+    ids=lambda value: value["backend"] if isinstance(value, dict) else "",
+)
+def test_values_come_to_the_gpu_and_back_without_a_wait_that_nobody_asked_for(config, data):
+    with torchpipe.pipe(config) as pipe:
+        pipe([{"data": data} for _ in range(4)])
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            requests = [{"data": data} for _ in range(4)]
+            pipe(requests)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert all("result" in request for request in requests)
+
+
 def test_no_step_of_the_hot_path_waits_for_the_gpu_behind_our_back():
     net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
     with torchpipe.pipe({**WAY, "model": {**WAY["model"], "model": net}}) as pipe:

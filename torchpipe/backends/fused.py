@@ -12,6 +12,7 @@ from ..errors import RequestError
 from .cuda import upload
 from .cudart import copy, wait
 from .opencv import describe
+from .pad import fitted
 
 Fit = Literal["stretch", "pad", "centre_pad", "crop"]
 BLOCK = 256
@@ -51,9 +52,7 @@ class Plan:
             ch = max(min(round(self.height * scale), h), 1)
             cw = max(min(round(self.width * scale), w), 1)
             return top + (h - ch) // 2, left + (w - cw) // 2, ch, cw, 0, 0, self.height, self.width
-        scale = min(self.height / h, self.width / w)
-        dh = max(min(round(h * scale), self.height), 1)
-        dw = max(min(round(w * scale), self.width), 1)
+        dh, dw = fitted(h, w, self.height, self.width)
         centred = self.fit == "centre_pad"
         y, x = ((self.height - dh) // 2, (self.width - dw) // 2) if centred else (0, 0)
         return top, left, h, w, y, x, dh, dw
@@ -131,7 +130,8 @@ def launch(
     out = torch.empty(
         (len(rows), channels, plan.height, plan.width), dtype=plan.dtype, device=device, memory_format=layout
     )
-    run((table or Table(len(rows), device)).filled(rows), plan, out, flips, dtype, channels)
+    there = table.filled(rows) if table else upload(torch.tensor(rows), device)
+    run(there, plan, out, flips, dtype, channels)
     return out
 
 
@@ -183,9 +183,9 @@ class Table:
 
     def filled(self, rows: list[tuple[int, ...]]) -> torch.Tensor:
         """The rows on the GPU, for the current stream."""
+        wait(self._copied)  # the last copy
         if len(rows) > len(self._host):
             self.__init__(len(rows), self._there.device)  # type: ignore[misc]
-        wait(self._copied)  # the last copy
         self._numbers[: len(rows)] = rows
         self.enqueued(len(rows))
         self._copied.record(torch.cuda.current_stream(self._there.device))

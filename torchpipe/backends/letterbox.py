@@ -2,23 +2,13 @@
 
 from __future__ import annotations
 
-import numpy as np
-
 from ..parameters import Size
 from ..registry import built_in
 from ..request import Request
 from .base import Backend
 from .inverse import Inverse
 from .opencv import mat, resized
-from .pad import Padding, PadValue
-
-
-def fitted(image: np.ndarray, max_w: int, max_h: int) -> tuple[int, int]:
-    """The width and height in proportion that fill a box, the shorter rounded, halves up, and at least 1."""
-    height, width = image.shape[:2]
-    if max_h * width <= max_w * height:
-        return max(1, (2 * max_h * width + height) // (2 * height)), max_h
-    return max_w, max(1, (2 * max_w * height + width) // (2 * width))
+from .pad import Padding, PadValue, fitted
 
 
 class _Fitting(Backend):
@@ -31,7 +21,7 @@ class _Fitting(Backend):
 
     def forward_one(self, request: Request) -> None:
         image = mat(request, self.padding.name)
-        width, height = fitted(image, self.max_w, self.max_h)
+        height, width = fitted(image.shape[0], image.shape[1], self.max_h, self.max_w)
         left, top = ((self.max_w - width) // 2, (self.max_h - height) // 2) if self.centred else (0, 0)
         small = resized(image, width, height, self.padding.name)
         request["result"] = self.padding(

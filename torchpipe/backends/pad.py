@@ -30,6 +30,13 @@ BORDERS = {
 Border = Literal["constant", "replicate", "reflect", "reflect_101", "wrap"]
 
 
+def fitted(height: int, width: int, max_h: int, max_w: int) -> tuple[int, int]:
+    """The height and width in proportion that fill a box, the shorter rounded, halves up, and at least 1."""
+    if max_h * width <= max_w * height:
+        return max_h, max(1, (2 * max_h * width + height) // (2 * height))
+    return max(1, (2 * max_w * height + width) // (2 * width)), max_w
+
+
 class Padding:
     """Puts a border around images; a fractional value turns them into float32.
 

@@ -11,6 +11,7 @@ from ..parameters import Count
 from ..registry import built_in
 from ..request import Request
 from .base import UNLIMITED, Backend
+from .cuda import download
 from .opencv import describe
 from .tensor import OneThread
 
@@ -30,7 +31,8 @@ def most_probable(scores: torch.Tensor, k: int) -> tuple[list[list[float]], list
     """The softmax (in float32 or more) of the k largest scores of each row, falling, and their classes."""
     best = scores.argmax(-1, keepdim=True) if k == 1 else scores.topk(k, -1).indices
     dtype = torch.promote_types(scores.dtype, torch.float32)
-    return scores.softmax(-1, dtype=dtype).gather(-1, best).tolist(), best.tolist()
+    values = scores.softmax(-1, dtype=dtype).gather(-1, best)
+    return download(values).tolist(), download(best).tolist()
 
 
 def labels_of(labels: list[str]) -> list[str]:

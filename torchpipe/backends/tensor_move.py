@@ -12,6 +12,7 @@ from ..errors import RequestError
 from ..registry import built_in
 from ..request import Request
 from .base import Backend
+from .cuda import download, upload
 from .opencv import describe, mat
 from .tensor import CHANNELS, EachTensor, OneThread, as_planes, layout_of, torch_device
 
@@ -59,7 +60,7 @@ class Mat2Tensor(Backend):
             tensor = torch.from_numpy(self.convert(image))
         except TypeError as error:
             raise RequestError(f"{name}: torch has no such dtype: {describe(image)}") from error
-        return tensor if self.device.type == "cpu" else tensor.to(self.device)
+        return upload(tensor, self.device)
 
 
 @built_in()
@@ -141,7 +142,7 @@ class Tensor2Mat(EachTensor):
                 planes = planes.float()
         if planes.dtype not in (torch.uint8, torch.float32):
             raise RequestError(f"Tensor2Mat takes uint8 or float tensors, got {describe(tensor)}")
-        found = planes[0].cpu().numpy()
+        found = download(planes[0]).numpy()
         if layout != "hwc" and len(found) > 1:
             return cv2.merge([np.ascontiguousarray(plane) for plane in found])
         return found.transpose(1, 2, 0).copy()
@@ -169,7 +170,7 @@ class GpuTensor(EachTensor):
         self.device = torch_device(device)
 
     def change(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self.device, non_blocking=True)
+        return upload(tensor, self.device)
 
 
 @built_in()
@@ -187,7 +188,7 @@ class CpuTensor(EachTensor):
     """
 
     def change(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.cpu()
+        return download(tensor)
 
 
 @built_in()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+import importlib.util
+from collections.abc import Hashable
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as functional
@@ -11,12 +13,17 @@ from ..errors import ConfigError, RequestError
 from ..parameters import Size
 from ..registry import built_in
 from ..request import Request
+from .fused import Plan, fused_resize
 from .inverse import Inverse
 from .opencv import describe, wanted_size
-from .pad import Padding, PadValue
-from .tensor import ImagesTensor
+from .pad import Padding, PadValue, fitted
+from .tensor import Image, ImagesTensor, as_planes
 
 MOST_PIXELS = 100 * 2**20
+IN_KERNEL = (torch.uint8, torch.float16, torch.float32)
+"""Dtypes of images that the GPU's kernel reads."""
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def interpolated(
@@ -48,9 +55,75 @@ def check_area(height: int, width: int, name: str, error: type[Exception] = Conf
         raise error(f"{name}: {height} x {width} are more than {MOST_PIXELS} pixels")
 
 
+class Bilinear(ImagesTensor):
+    """Resizes images; on a GPU those of all sizes that shall get one size, in one launch of a kernel.
+
+    What the kernel does not take goes the other way: 4 channels, float64, integers of more than a byte,
+    corners kept together with antialiasing, or where there is no Triton. Subclasses say by ``size`` and
+    ``fit`` what they want.
+    """
+
+    align_corners: bool
+    antialias: bool
+    fit: Literal["stretch", "pad"] = "stretch"
+    pad_value = 0.0
+
+    def size(self, wish: Any) -> tuple[int, int]:
+        """Height and width of the results."""
+        raise TypeError(f"{type(self).__name__} must define size(wish)")
+
+    def inner_size(self, shape: torch.Size, wish: Any) -> tuple[int, int]:
+        """Height and width that an image itself gets."""
+        height, width = self.size(wish)
+        return fitted(shape[-2], shape[-1], height, width) if self.fit == "pad" else (height, width)
+
+    def change(self, images: torch.Tensor, wish: Any) -> tuple[torch.Tensor, Inverse]:
+        height, width = self.inner_size(images.shape, wish)
+        changed = interpolated(images, height, width, self.align_corners, self.antialias)
+        inverse = way_back(images.shape, height, width, self.align_corners)
+        if self.fit == "pad":
+            max_h, max_w = self.size(wish)
+            border = (0, max_w - width, 0, max_h - height)
+            changed = functional.pad(changed, border, value=self.pad_value)
+        return changed, inverse
+
+    def _alike(self, image: Image) -> tuple[Hashable, ...]:
+        if not self._launched(image):
+            return super()._alike(image)
+        planes = as_planes(image.tensor, image.layout)
+        return planes.shape[1], planes.dtype, planes.device, image.wish
+
+    def _change_group(self, members: list[Image]) -> None:
+        if not self._launched(members[0]):
+            super()._change_group(members)
+            return
+        height, width = self.size(members[0].wish)
+        around = (float(self.pad_value),) * 3
+        plan = Plan(
+            height,
+            width,
+            self.fit,
+            align_corners=self.align_corners,
+            antialias=self.antialias,
+            around=around,
+        )
+        views = [as_planes(image.tensor, image.layout) for image in members]
+        resized = fused_resize(views, plan).split(1)
+        for image, view, part in zip(members, views, resized, strict=True):
+            inner = self.inner_size(view.shape, image.wish)
+            self._keep(image, part, way_back(view.shape, *inner, self.align_corners))
+
+    def _launched(self, image: Image) -> bool:
+        tensor = image.tensor
+        if not tensor.is_cuda or tensor.dtype not in IN_KERNEL or not HAS_TRITON:
+            return False
+        rows, channels = as_planes(tensor, image.layout).shape[:2]
+        return rows == 1 and channels != 4 and not (self.align_corners and self.antialias)
+
+
 @built_in()
-class ResizeTensor(ImagesTensor):
-    """Resizes images, bilinear; those of equal size in one call (on the CPU: small ones).
+class ResizeTensor(Bilinear):
+    """Resizes images, bilinear; those of equal size in one call (on the CPU: small ones), on a GPU all.
 
     The default ``align_corners = true`` keeps the centres of the corner pixels where they are. What Pillow,
     OpenCV, torchvision and today's training code do is ``align_corners = false``, and for Pillow's and
@@ -86,13 +159,12 @@ class ResizeTensor(ImagesTensor):
         self.height, self.width = resize_h, resize_w
         self.align_corners, self.antialias = align_corners, antialias
 
-    def change(self, images: torch.Tensor, wish: Any) -> tuple[torch.Tensor, Inverse]:
-        inverse = way_back(images.shape, self.height, self.width, self.align_corners)
-        return interpolated(images, self.height, self.width, self.align_corners, self.antialias), inverse
+    def size(self, wish: Any) -> tuple[int, int]:
+        return self.height, self.width
 
 
 @built_in()
-class DynamicResizeTensor(ImagesTensor):
+class DynamicResizeTensor(Bilinear):
     """Resizes images to the size that their request asks for, as ResizeTensor does.
 
     Reads ``data``: tensor 1xCxHxW, CxHxW or HxWxC, or a list of them; ``resize_h``, ``resize_w``: int (or its
@@ -121,10 +193,8 @@ class DynamicResizeTensor(ImagesTensor):
         check_area(height, width, name, RequestError)
         return height, width
 
-    def change(self, images: torch.Tensor, wish: Any) -> tuple[torch.Tensor, Inverse]:
-        height, width = wish
-        inverse = way_back(images.shape, height, width, self.align_corners)
-        return interpolated(images, height, width, self.align_corners, self.antialias), inverse
+    def size(self, wish: Any) -> tuple[int, int]:
+        return wish
 
 
 @built_in()
@@ -169,7 +239,7 @@ class ResizeTensorV1(ImagesTensor):
 
 
 @built_in()
-class ResizePadTensor(ImagesTensor):
+class ResizePadTensor(Bilinear):
     """Resizes images in proportion into a box, puts them at its top left and fills up the rest.
 
     Reads ``data``: tensor 1xCxHxW, CxHxW or HxWxC of any dtype, or a list of them. Writes ``result``:
@@ -196,6 +266,7 @@ class ResizePadTensor(ImagesTensor):
     """
 
     keep = False
+    fit = "pad"
 
     def __init__(
         self,
@@ -210,17 +281,5 @@ class ResizePadTensor(ImagesTensor):
         self.pad_value = Padding("ResizePadTensor", pad_value).values[0]
         self.align_corners, self.antialias = align_corners, antialias
 
-    def change(self, images: torch.Tensor, wish: Any) -> tuple[torch.Tensor, Inverse]:
-        width, height = fitted(images.shape, self.width, self.height)
-        resized = interpolated(images, height, width, self.align_corners, self.antialias)
-        inverse = way_back(images.shape, height, width, self.align_corners)
-        border = (0, self.width - width, 0, self.height - height)
-        return functional.pad(resized, border, value=self.pad_value), inverse
-
-
-def fitted(shape: torch.Size, max_w: int, max_h: int) -> tuple[int, int]:
-    """The width and height in proportion that fill a box, the shorter rounded, halves up, and at least 1."""
-    height, width = shape[-2:]
-    if max_h * width <= max_w * height:
-        return max(1, (2 * max_h * width + height) // (2 * height)), max_h
-    return max_w, max(1, (2 * max_w * height + width) // (2 * width))
+    def size(self, wish: Any) -> tuple[int, int]:
+        return self.height, self.width

@@ -13,6 +13,7 @@ import torch
 from ...errors import ConfigError
 from ...parameters import Count, Numbers
 from ...registry import built_in
+from ..cuda import upload
 from ..tensor import torch_device
 from .base import DTYPES, Engine, Precision, Threads, limit_torch_threads, model_source
 
@@ -33,7 +34,7 @@ class TorchEngine(Engine):
 
     def infer(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
         with torch.no_grad():  # not inference_mode: callers may change what they get, in place too
-            inputs = [tensor.to(self.device, self._input_dtype(tensor)) for tensor in inputs]
+            inputs = [upload(tensor, self.device).to(self._input_dtype(tensor)) for tensor in inputs]
             outputs = self.network(*inputs)
         return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
 
