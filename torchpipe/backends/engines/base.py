@@ -102,7 +102,8 @@ class Engine(Backend):
                 raise TypeError(f"{self._name}: the outputs of a network are tensors, not {describe(output)}")
             if output.ndim == 0 or len(output) != rows:
                 raise RequestError(
-                    f"{self._name}: {rows} rows in, but an output of shape {tuple(output.shape)}"
+                    f"{self._name}: {rows} rows in, but an output of shape {tuple(output.shape)}: "
+                    "the rows of the inputs must be on axis 0 of every output"
                 )
         start = 0
         for request, tensors in members:

@@ -75,11 +75,15 @@ class Graphs:
             except Exception as error:
                 shapes = ", ".join("x".join(map(str, views[size].shape)) for views in self.views)
                 raise ConfigError(
-                    f"the network cannot be recorded with inputs of {shapes}: {error}"
+                    f"the network cannot be recorded with inputs of {shapes}: {error}; where it decides by "
+                    "values, or waits for the GPU, run it with ModuleTensor or TorchScriptTensor"
                 ) from error
             for output in outputs:
                 if output.ndim == 0 or len(output) != size:
-                    raise ConfigError(f"{size} rows in, but an output of shape {tuple(output.shape)}")
+                    raise ConfigError(
+                        f"{size} rows in, but an output of shape {tuple(output.shape)}: "
+                        "the rows of the inputs must be on axis 0 of every output"
+                    )
             with torch.cuda.stream(stream):
                 self._graphs[size], self._outputs[size] = Graph(graph, self.device), outputs
         torch.cuda.current_stream(self.device).wait_stream(stream)
