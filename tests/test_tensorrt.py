@@ -181,6 +181,50 @@ def test_int8_is_calibrated_from_a_folder_and_from_what_was_kept_of_it(classifie
         assert (answer(pipe, image).cpu().float() - expected(image)).abs().max() < 0.1
 
 
+NORMS = {
+    "as one layer": "y = LayerNormalization<axis=-1, epsilon=0.00001>(x, w, b)",
+    "as arithmetic": """
+        m = ReduceMean<axes=[-1]>(x)
+        d = Sub(x, m)
+        q = Pow(d, two)
+        v = ReduceMean<axes=[-1]>(q)
+        e = Add(v, small)
+        r = Sqrt(e)
+        z = Div(d, r)
+        s = Mul(z, w)
+        y = Add(s, b)
+    """,
+}
+
+
+@pytest.mark.parametrize("form", NORMS)
+def test_layer_normalisations_stay_in_fp32_where_that_is_asked_for(form, tmp_path):
+    weight, bias = torch.linspace(0.5, 2, 64), torch.linspace(-1, 1, 64)
+    path = networks.onnx_text(
+        tmp_path / "norm.onnx",
+        f"g (float[n,64] x) => (float[n,64] y) {{ {NORMS[form]} }}",
+        w=weight,
+        b=bias,
+        two=torch.tensor(2.0),
+        small=torch.tensor(1e-5),
+    )
+    data = 2000 * torch.rand((4, 64), generator=torch.Generator().manual_seed(1))  # its squares are no fp16
+    want = torch.nn.functional.layer_norm(data, (64,), weight, bias)
+    with engine(path, force_layer_norm_pattern_fp32=1) as pipe:
+        assert (answer(pipe, data).cpu().float() - want).abs().max() < 2e-2
+
+
+def test_streaming_weights_is_for_tensorrt_10_and_later(classifier):
+    config = {"precision": "fp32", "weight_budget_percentage": 50}
+    if int(trt.__version__.partition(".")[0]) < 10:
+        with pytest.raises(torchpipe.ConfigError, match="does not stream weights"):
+            engine(classifier, **config)
+        return
+    with engine(classifier, **config) as pipe:
+        (image,) = images(1)
+        assert (answer(pipe, image).cpu() - expected(image)).abs().max() < 1e-3
+
+
 def test_what_is_no_network_or_no_engine_is_refused_when_the_pipe_is_built(classifier, tmp_path):
     broken = tmp_path / "broken.onnx"
     broken.write_bytes(Path(classifier).read_bytes()[:100])

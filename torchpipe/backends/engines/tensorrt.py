@@ -55,6 +55,9 @@ class TensorrtTensor(Backend):
         fp16: ``precision::fp16``, likewise.
         output_fp32: ``precision::output::fp32``; these layers' outputs are fp32.
         output_fp16: ``precision::output::fp16``, likewise.
+        force_layer_norm_pattern_fp32: layer normalisations stay in fp32, which fp16 is too coarse for.
+        weight_budget_percentage: how much of the weights stays in the GPU's memory, the rest is brought when
+            it is needed; 0: all stay. From TensorRT 10 on; the precision is then that of the ONNX file.
         input_reorder: for each of the engine's inputs, which of the request's tensors it is.
         output_reorder: for each tensor of the result, which of the engine's outputs it is.
         only_keep_last_batch: of a request of several rows only the last one's result is kept.
@@ -105,12 +108,16 @@ class TensorrtTensor(Backend):
         input_reorder: Indices = (),  # type: ignore[assignment]
         output_reorder: Indices = (),  # type: ignore[assignment]
         only_keep_last_batch: bool = False,
+        force_layer_norm_pattern_fp32: bool = False,
+        weight_budget_percentage: Annotated[int, Field(ge=0, le=100)] = 0,
     ) -> None:
         self.device = torch_device(device)
         if self.device.type != "cuda":
             raise ConfigError(f"device = {device!r}: TensorRT needs a GPU")
         self.trt, self.logger = api.load(log_level)
         self.postprocessor, self.last_only = postprocessor, only_keep_last_batch
+        self.budget = weight_budget_percentage
+        api.check_streaming(self.trt, precision, self.budget)
         recipe = Recipe(
             sizes=(min, opt or max, max),
             precision=precision,
@@ -123,6 +130,8 @@ class TensorrtTensor(Backend):
             scale=both_or_none(mean, std),
             workspace=max_workspace_size,
             calibration=(calibrate_input, calibrate_cache),
+            layer_norms=force_layer_norm_pattern_fp32,
+            streamed=weight_budget_percentage > 0,
             device=self.device,
         )
         with torch.cuda.device(self.device):
@@ -165,6 +174,8 @@ class TensorrtTensor(Backend):
                 f"{self._plan.name!r} is no engine of TensorRT {trt.__version__} for this GPU; build it from "
                 "its ONNX file here"
             )
+        if self.budget:
+            api.stream_weights(trt, self.engine, self.budget)
         self.context = self.engine.create_execution_context()
         tensors = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
         is_input = [self.engine.get_tensor_mode(each) == trt.TensorIOMode.INPUT for each in tensors]

@@ -3,6 +3,7 @@
 * Up to 9 a network must be asked for with an explicit batch; from 10 on there is no other kind.
 * Up to 10 a builder chooses precisions by flags, for single layers too; from 11 on networks are strongly
   typed: their precision is that of the ONNX file.
+* From 10 on weights can be streamed, if the network is strongly typed.
 * Up to 10 tactics of cuBLAS and cuDNN can be left out by a mask; later there are none.
 
 Reading shapes, setting addresses and enqueueing (``execute_async_v3``) is the same from 8.5 on.
@@ -51,12 +52,17 @@ def torch_dtype(trt_dtype: Any) -> torch.dtype:
     return DTYPES[name]
 
 
-def parse_onnx(trt: Any, logger: Any, source: str | bytes) -> tuple[Any, Any, Any]:
-    """Builder, network and parser (which owns the weights) of an ONNX file or its bytes."""
+def parse_onnx(trt: Any, logger: Any, source: str | bytes, typed: bool) -> tuple[Any, Any, Any]:
+    """Builder, network and parser (which owns the weights) of an ONNX file or its bytes.
+
+    ``typed``: strongly, with the file's own precisions, as it is anyway from 11 on.
+    """
     builder = trt.Builder(logger)
     flags = 0
     if version(trt) < (10, 0):
         flags = 1 << int(trt.NetworkDefinitionCreationFlag.EXPLICIT_BATCH)
+    elif typed and version(trt) < (11, 0):
+        flags = 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
     network = builder.create_network(flags)
     parser = trt.OnnxParser(network, logger)
     good = parser.parse_from_file(source) if isinstance(source, str) else parser.parse(source)
@@ -115,6 +121,35 @@ def set_precision(
                     layer.set_output_type(0, dtypes[kind[8:]])
                 elif layer.type not in (trt.LayerType.CONSTANT, trt.LayerType.SHAPE):
                     layer.precision = dtypes[kind]
+
+
+def stream_weights(trt: Any, engine: Any, percentage: int) -> None:
+    """Keep so many percent of the weights that can be streamed on the GPU; before there is a context."""
+    size = engine.streamable_weights_size
+    if not size:
+        raise ConfigError(
+            "weight_budget_percentage is for an engine that was built with it; build this one from its ONNX "
+            "file"
+        )
+    engine.weight_streaming_budget_v2 = size * percentage // 100
+
+
+def check_streaming(trt: Any, precision: str, percentage: int) -> None:
+    """Raises:
+    ConfigError: this version, or this precision, does not go with the streaming of weights.
+    """
+    if not percentage:
+        return
+    if version(trt) < (10, 0):
+        raise ConfigError(
+            f"weight_budget_percentage = {percentage}: TensorRT {trt.__version__} does not stream weights, "
+            "10.0 and later do; leave it out"
+        )
+    if precision != "fp32":
+        raise ConfigError(
+            f"weight_budget_percentage = {percentage}: then each layer's precision is that of the ONNX file; "
+            "export the network in fp16, and set precision = 'fp32' here"
+        )
 
 
 def calibrate(trt: Any, network: Any, config: Any, folder: str, cache: str, device: torch.device) -> Any:

@@ -16,6 +16,7 @@ from ...encryption import SUFFIX, encrypt, find_key
 from ...errors import ConfigError
 from . import tensorrt_api as api
 from .base import existing_file, model_source
+from .tensorrt_norms import layer_norms_in_fp32
 
 ENGINES = (".trt", ".engine", ".plan")
 Shape = tuple[int, ...]
@@ -39,6 +40,8 @@ class Recipe:
     scale: Scale  # mean and std of three channels
     workspace: int  # megabytes
     calibration: tuple[str, str]  # the folder of tensors, the cache file
+    layer_norms: bool  # in fp32
+    streamed: bool  # whether weights may stay outside the GPU's memory
     device: torch.device
 
 
@@ -54,8 +57,9 @@ def plan_of(model: str, cache: str, recipe: Recipe, trt: Any, logger: Any, timin
     """
     ready = cache if cache and Path(cache).is_file() else model
     if Path(ready.removesuffix(SUFFIX)).suffix in ENGINES:
-        if ready == model and recipe.scale is not None:
-            raise ConfigError(f"mean and std become part of an engine that is built, {model!r} is one")
+        if ready == model and (recipe.scale is not None or recipe.layer_norms):
+            what = "mean and std become" if recipe.scale else "force_layer_norm_pattern_fp32 becomes"
+            raise ConfigError(f"{what} part of an engine that is built, {model!r} is one")
         source = model_source(ready, ENGINES)
         return Plan(source if isinstance(source, bytes) else Path(source).read_bytes(), ready)
     path = existing_file(model, (".onnx",))
@@ -76,7 +80,7 @@ def plan_of(model: str, cache: str, recipe: Recipe, trt: Any, logger: Any, timin
 
 
 def _build(source: str | bytes, recipe: Recipe, trt: Any, logger: Any, timing_cache: str) -> bytes:
-    builder, network, parser = api.parse_onnx(trt, logger, source)
+    builder, network, parser = api.parse_onnx(trt, logger, source, recipe.streamed)
     kept: list[Any] = [parser]
     if recipe.scale is not None:
         kept += api.normalise(trt, network, *recipe.scale)
@@ -93,6 +97,10 @@ def _build(source: str | bytes, recipe: Recipe, trt: Any, logger: Any, timing_ca
 
     def prepare(config: Any) -> None:
         api.set_precision(trt, builder, network, config, recipe.precision, dict(recipe.layers))
+        if recipe.layer_norms:
+            layer_norms_in_fp32(trt, network, config)
+        if recipe.streamed:
+            config.set_flag(trt.BuilderFlag.WEIGHT_STREAMING)
         if recipe.precision == "int8":
             kept.append(api.calibrate(trt, network, config, *recipe.calibration, recipe.device))
 
