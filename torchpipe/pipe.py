@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import functools
 import os
+import sys
 import threading
 import time
 import weakref
@@ -29,6 +30,7 @@ from .errors import ConfigError, PipeClosedError, ReentryError, RequestError
 from .event import Event
 from .explain import Explanation, explain
 from .graph import check_graph
+from .memory import keep_freed_memory
 from .request import Request
 from .stats import node_stats
 
@@ -59,6 +61,7 @@ class Pipe:
     """
 
     def __init__(self, config: Any) -> None:
+        _settle_process()
         self._given = _kept(config)
         self.config = load(config)
         self._closing = threading.Lock()
@@ -402,6 +405,13 @@ class Pipe:
         for stage in self._nodes.stages.values():
             if isinstance(stage, Stage):
                 stage.flush(PipeClosedError(f"{CLOSED} without waiting for what had not started"))
+
+
+def _settle_process() -> None:
+    """What is set for the whole process, and helps users' own backends too."""
+    keep_freed_memory()
+    if "cv2" in sys.modules:
+        from .backends import opencv  # noqa: F401 - which sets it up for many threads
 
 
 def _kept(config: Any) -> Any:

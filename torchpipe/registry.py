@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
-import pkgutil
 import re
 import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
+from .catalogue import catalogue
 from .errors import ConfigError, located, nearest, shown
 from .expression import WORD, parse
 from .filters import BUILT_IN, Filter
@@ -23,8 +24,6 @@ Exported = tuple[dict[str, tuple[Any, type["Backend"]]], dict[str, Any]]
 _backends: dict[str, type[Backend]] = {}
 _originals: dict[str, Any] = {}  # what the user registered, by name: for Python[name]
 _filters: dict[str, Any] = {}
-_missing: dict[str, str] = {}  # modules of backends that could not be imported, and why
-_loaded = False
 _lock = threading.RLock()
 
 
@@ -52,11 +51,10 @@ def register_backend(target: Any = None, *names: str, max: int | None = None) ->
     from .backends.python import adapt
 
     names = names or (getattr(target, "__name__", type(target).__name__),)
-    load_built_in()
     with _lock:
         for name in names:
             _check_name(name, "backend")
-            if name in _backends and name not in _originals:
+            if name in catalogue() or (name in _backends and name not in _originals):
                 raise ConfigError(_TAKEN.format(name, "backend"))
             _backends[name] = adapt(target, name, max)
             _originals[name] = target
@@ -94,7 +92,8 @@ def unregister(*names: str) -> None:
 
 def is_registered(name: str) -> bool:
     """Whether there is a backend of this name."""
-    load_built_in()
+    with contextlib.suppress(ImportError):
+        _load(name)
     return name in _backends
 
 
@@ -117,13 +116,13 @@ def built_in(*names: str) -> Callable[[type], type]:
 
 def backend_class(name: str) -> type[Backend]:
     """The class registered under ``name``, or a ConfigError that offers the nearest names."""
-    load_built_in()
     try:
+        _load(name)
         return _backends[name]
+    except ImportError as error:
+        raise ConfigError(f"backend {name!r} cannot be loaded: {error}") from error
     except KeyError:
-        message = f"unknown backend {shown(name)}. {nearest(name, _backends)}"
-        for module, reason in _missing.items():
-            message += f"\n({module} could not be loaded: {reason})"
+        message = f"unknown backend {shown(name)}. {nearest(name, {*_backends, *catalogue()})}"
         raise ConfigError(message) from None
 
 
@@ -208,18 +207,16 @@ def _find_filter(text: str) -> tuple[str, Any, tuple[tuple[str, str], ...]]:
 
 
 def load_built_in() -> None:
-    """Import every module of torchpipe.backends once, so that what is in them registers itself."""
-    global _loaded
-    with _lock:
-        if _loaded:
-            return
-        _loaded = True
-        package = importlib.import_module(f"{__package__}.backends")
-        for module in pkgutil.walk_packages(package.__path__, package.__name__ + "."):
-            try:
-                importlib.import_module(module.name)
-            except ImportError as error:
-                _missing[module.name] = str(error)
+    """Import every module with backends, which registers them; not those whose libraries are missing."""
+    for name in catalogue():
+        with contextlib.suppress(ImportError):
+            _load(name)
+
+
+def _load(name: str) -> None:
+    """Import the module of one of torchpipe's own backends, which registers it."""
+    if name not in _backends and name in catalogue():
+        importlib.import_module(catalogue()[name])
 
 
 _TAKEN = "{0!r} is torchpipe's own {1}; register yours under another name"

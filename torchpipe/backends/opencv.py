@@ -8,12 +8,10 @@ import cv2
 import numpy as np
 
 from ..errors import MissingKeyError, RequestError, shown
-from ..memory import keep_freed_memory
 from ..request import Request
 
 # Instances already use all cores: a team of threads inside each call would only get in their way.
 cv2.setNumThreads(1)
-keep_freed_memory()
 
 LARGEST = 1_048_576
 """The largest width or height of an image in pixels."""
