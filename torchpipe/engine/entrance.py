@@ -159,8 +159,6 @@ class Entrance:
         tickets: list[Ticket] | None = None
         outcomes: list[Outcome] = []
         sizes = sizes or [None] * len(given)
-        # one for each request, taken by whoever counts it out
-        counted = [[size] for size in sizes]
         for _ in iter(functools.partial(self.inside.extend, [None] * len(given)), False):
             break  # an iterator for the same reason as count_in
         try:
@@ -168,21 +166,11 @@ class Entrance:
                 self.refuse_closed()
             self._nodes.pool.grow()  # if the system has no thread left this is the time to say so
             steps: list[Step] = []
-            # Once for all: bound methods are objects, too, that a collection looks at.
-            again, fill_in, forget = self.again, self.fill_in, self.alarm.forget if alarm else None
             for index, (request, route) in enumerate(prepared or map(self.prepare, given)):
                 request.pop("event", None)
-                left = functools.partial(self._count_out, counted[index])
+                deadline = deadlines[index] if deadlines else None
                 outcome = Outcome(
-                    given[index],
-                    functools.partial(tell, index),
-                    left,
-                    cancelled,
-                    wanted,
-                    deadlines[index] if deadlines else None,
-                    again,
-                    forget,
-                    fill_in,
+                    self, given[index], index, tell, cancelled, wanted, deadline, sizes[index], alarm
                 )
                 outcomes.append(outcome)
                 if alarm:
@@ -194,8 +182,10 @@ class Entrance:
             for outcome in outcomes:
                 outcome.abandon()
             if tickets is None:
-                for one in counted:
-                    self._count_out(one)
+                for outcome in outcomes:
+                    outcome.leave()
+                for size in sizes[len(outcomes) :]:
+                    self.count_out(size)
             for ticket in tickets or ():
                 if ticket.claim():
                     assert ticket.branch is not None
@@ -210,11 +200,8 @@ class Entrance:
             self._nodes.streams.settle(computed)
         given.update(computed)
 
-    def _count_out(self, counted: list[int | None]) -> None:
-        try:
-            size = counted.pop()
-        except IndexError:
-            return
+    def count_out(self, size: int | None) -> None:
+        """A request leaves that occupied so much, where that counts."""
         self.inside.pop()
         if size is not None and self.admission is not None:
             self.admission.leave(size)
@@ -230,8 +217,10 @@ def deadline_of(request: Request, timeout: float | None) -> float | None:
     Raises:
         RequestError: ``deadline`` in the request, or ``timeout``, is no number.
     """
-    now = time.monotonic()
     given = request.get("deadline")
+    if given is None and timeout is None:
+        return None
+    now = time.monotonic()
     if given is not None and (not isinstance(given, (int, float)) or given != given):
         raise RequestError(f"deadline = {shown(given)}: must be a number, such as time.monotonic() + 0.5")
     if timeout is not None and (not isinstance(timeout, (int, float)) or timeout != timeout):

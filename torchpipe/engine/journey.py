@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import threading
-from collections.abc import Callable, Iterable
-from typing import Any, Union
+from collections.abc import Iterable
+from typing import Any, Protocol, Union
 
 from ..errors import note
 from ..filters import Status
@@ -29,24 +28,30 @@ Step = Union[Branch, "Parts"]
 """What a journey gives to go on with: a branch that can run, or parts that can be merged."""
 
 
+class Owner(Protocol):
+    """For whom a journey is made; an object with methods, because two callables would be two objects more."""
+
+    def over(self) -> bool:
+        """Whether it is of no use any more. Asked before each node."""
+
+    def arrived(self, request: Request, error: BaseException | None) -> Iterable[Step]:
+        """It has ended, with what the last node left; called once. Steps of other journeys to take now."""
+
+
 class Journey:
     """One request on its way along a route that forks and joins, or that no thread waits for.
 
     Every branch is either queued, running, or waiting at a join for the others; the last to come to a join
     goes on. The first error, a filter's ``Break`` or a cancellation ends the journey: branches that run are
-    waited for, others are not run any more. It is over when no branch is left; then ``done`` is called once.
+    waited for, others are not run any more. It is over when no branch is left.
 
     Args:
         route: where it leads.
-        done: ``done(request, error)``, called at the end with what the last node left; it answers with steps
-            of other journeys that can be taken now.
-        cancelled: asked before each node.
-        parcel: what it carries a part for, if it does.
+        owner: for whom; told at the end.
+        outer: the journey of the request that this one has a part of, if it has.
     """
 
     __slots__ = (
-        "_cancelled",
-        "_done",
         "_ended",
         "_error",
         "_final",
@@ -54,22 +59,15 @@ class Journey:
         "_live",
         "_lock",
         "_needs",
-        "_parcel",
+        "_outer",
+        "_owner",
         "at",
         "route",
     )
 
-    def __init__(
-        self,
-        route: Route,
-        done: Callable[[Request, BaseException | None], Iterable[Step]],
-        cancelled: Callable[[], bool] = bool,
-        parcel: Parts | None = None,
-    ) -> None:
+    def __init__(self, route: Route, owner: Owner, outer: Journey | None = None) -> None:
         self.route = route
-        self._parcel = parcel
-        self._done = done
-        self._cancelled = cancelled
+        self._owner, self._outer = owner, outer
         self._lock = threading.Lock()
         self._needs = route.needs.copy()  # how many branches a join still waits for
         self._left: dict[str, tuple[Request, bool]] = {}  # by node: what it left, and whether it ran
@@ -89,12 +87,9 @@ class Journey:
         """Whether nothing more should be run for it."""
         journey: Journey | None = self
         while journey is not None:  # not by recursion, since jumps may be nested deeply
-            if journey._ended or journey._cancelled():
+            if journey._ended or journey._owner.over():
                 return True
-            parcel = journey._parcel
-            if parcel is not None and parcel.failed:
-                return True
-            journey = parcel.journey if parcel is not None else None
+            journey = journey._outer
         return False
 
     def arrive(self, branch: Branch, error: BaseException | None) -> list[Step]:
@@ -117,7 +112,7 @@ class Journey:
     def _finish(self) -> list[Step]:
         error, self._error = self._error, None
         try:
-            return list(self._done(self._final, error))
+            return list(self._owner.arrived(self._final, error))
         finally:
             error = None  # its traceback may hold this frame
 
@@ -207,6 +202,21 @@ class Journey:
         return Parts(self, node, request, len(parts)).start(parts)
 
 
+class Part:
+    """One of several parts."""
+
+    __slots__ = ("_index", "_parts")
+
+    def __init__(self, parts: Parts, index: int) -> None:
+        self._parts, self._index = parts, index
+
+    def over(self) -> bool:
+        return self._parts.failed
+
+    def arrived(self, request: Request, error: BaseException | None) -> list[Step]:
+        return self._parts.arrived(self._index, request, error)
+
+
 class Parts:
     """The parts into which a Jump has split a request, each on a journey of its own."""
 
@@ -223,11 +233,12 @@ class Parts:
         assert self._node.target is not None
         ready: list[Step] = []
         for i, part in enumerate(parts):
-            journey = Journey(self._node.target, functools.partial(self._done, i), parcel=self)
+            journey = Journey(self._node.target, Part(self, i), self.journey)
             ready += journey.start(part)
         return ready
 
-    def _done(self, index: int, part: Request, error: BaseException | None) -> list[Step]:
+    def arrived(self, index: int, part: Request, error: BaseException | None) -> list[Step]:
+        """One of them is at its end."""
         self._outcomes[index] = part, error
         jump = self._node.jump
         assert jump is not None

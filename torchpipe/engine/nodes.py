@@ -208,16 +208,23 @@ def _call(route: Route, parts: list[Request]) -> list[Outcome]:
     outcomes: list[Outcome] = [({}, None)] * len(parts)
     left = threading.Semaphore(0)
 
-    def done(index: int, part: Request, error: BaseException | None) -> list[Step]:
-        outcomes[index] = part, error
-        left.release()
-        return []
+    class Part:
+        def __init__(self, index: int) -> None:
+            self.index = index
+
+        def over(self) -> bool:
+            return False
+
+        def arrived(self, part: Request, error: BaseException | None) -> list[Step]:
+            outcomes[self.index] = part, error
+            left.release()
+            return []
 
     for node in route.everything():
         node.stage.refuse_reentry()
     steps: list[Step] = []
     for i, part in enumerate(parts):
-        steps += Journey(route, functools.partial(done, i)).start(part)
+        steps += Journey(route, Part(i)).start(part)
     send(steps)
     with waiting():
         for _ in parts:

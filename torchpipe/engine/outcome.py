@@ -5,52 +5,71 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import DeadlineError
 from ..request import Request
 from .journey import Journey, Step
 from .node import Route
 
+if TYPE_CHECKING:
+    from .entrance import Entrance
+
 
 class Outcome:
     """What is to happen when a request is over, whoever finds that out.
 
     Args:
+        entrance: through which it came, and is counted out when nothing runs for it any more.
         given: the caller's dict, which is filled in if all goes well.
-        tell: ``tell(error)``, called once unless nobody wants to know.
-        left: called when nothing runs for the request any more, which may be later than ``tell``.
+        index: its number among those that came with it.
+        tell: ``tell(index, error)``, called once unless nobody wants to know.
         cancelled: whether the caller has given it up; asked before each node.
         wanted: asked once at the end; from then on it cannot be given up.
         deadline: on the clock of ``time.monotonic()``.
-        again: the way that a request takes once more, if it asks for that.
-        fill: ``fill(given, computed)`` writes what was computed into the caller's dict.
-        forget: called when it is settled, by what would have seen to the deadline.
+        size: what it occupies at the entrance, if that counts.
+        alarm: whether the entrance's alarm sees to the deadline.
     """
+
+    __slots__ = (
+        "_alarm",
+        "_cancelled",
+        "_entrance",
+        "_given",
+        "_index",
+        "_journey",
+        "_left",
+        "_settled",
+        "_size",
+        "_started",
+        "_tell",
+        "_wanted",
+        "deadline",
+    )
 
     def __init__(
         self,
+        entrance: Entrance,
         given: Request,
-        tell: Callable[[BaseException | None], Any],
-        left: Callable[[], None],
-        cancelled: Callable[[], bool] = bool,
-        wanted: Callable[[], bool] = lambda: True,
-        deadline: float | None = None,
-        again: Callable[[Request], Route | None] = lambda request: None,
-        forget: Callable[[Outcome], None] | None = None,
-        fill: Callable[[Request, Request], None] = dict.update,
+        index: int,
+        tell: Callable[[int, BaseException | None], Any],
+        cancelled: Callable[[], bool],
+        wanted: Callable[[], bool],
+        deadline: float | None,
+        size: int | None,
+        alarm: bool,
     ) -> None:
-        self._given, self._tell, self._left = given, tell, left
-        self._cancelled, self._wanted, self._again = cancelled, wanted, again
-        self.deadline = deadline
-        self._forget, self._fill = forget, fill
+        self._entrance, self._given, self._index, self._tell = entrance, given, index, tell
+        self._cancelled, self._wanted = cancelled, wanted
+        self.deadline, self._size, self._alarm = deadline, size, alarm
+        self._left = False
         self._started = monotonic()
         self._settled = threading.Lock()  # held for ever by whoever settles it
         self._journey: Journey | None = None
 
     def start(self, request: Request, route: Route) -> list[Step]:
         """The steps with which the request begins its way."""
-        self._journey = Journey(route, self._arrived, self.over)
+        self._journey = Journey(route, self)
         return self._journey.start(request)
 
     def over(self) -> bool:
@@ -65,16 +84,22 @@ class Outcome:
         if not self.abandon():
             return False
         if self._wanted():
-            self._tell(error)
+            self._tell(self._index, error)
         return True
 
     def abandon(self) -> bool:
         """Let nobody be told any more; False if that has happened before."""
         if not self._settled.acquire(blocking=False):
             return False
-        if self._forget is not None:
-            self._forget(self)
+        if self._alarm:
+            self._entrance.alarm.forget(self)
         return True
+
+    def leave(self) -> None:
+        """Nothing runs for it any more, which may be later than its end: it is counted out, once."""
+        if not self._left:
+            self._left = True
+            self._entrance.count_out(self._size)
 
     def expire(self) -> bool:
         """End it because its time is up; False if it had ended before."""
@@ -88,11 +113,11 @@ class Outcome:
         place = f"; it had come to node {where!r}" if where else ""
         return DeadlineError(f"the request was not done within {monotonic() - self._started:.3f} s{place}")
 
-    def _arrived(self, computed: Request, error: BaseException | None) -> list[Step]:
-        """Nothing runs for it any more: send it on its way again, or settle it."""
+    def arrived(self, computed: Request, error: BaseException | None) -> list[Step]:
+        """Its journey is over: send it on its way again, or settle it."""
         if error is None and computed:
             try:
-                route = self._again(computed)
+                route = self._entrance.again(computed)
                 if route is not None and not self.over():
                     return self.start(computed, route)
                 if route is not None:
@@ -105,11 +130,11 @@ class Outcome:
         try:
             tell = self.abandon() and self._wanted()
             if tell and error is None:
-                self._fill(self._given, computed)
+                self._entrance.fill_in(self._given, computed)
         except BaseException as raised:  # a GPU that failed
             error = raised
         finally:
-            self._left()
+            self.leave()
             if tell:
-                self._tell(error)
+                self._tell(self._index, error)
         return []
