@@ -79,23 +79,31 @@ def _poisson(rate: float, seconds: float, seed: int) -> list[float]:
 def _open(submit: Submit, arrivals: list[float]) -> Figures:
     ends = [0.0] * len(arrivals)
     answered = threading.Semaphore(0)
+    failures: list[BaseException] = []
     begin = time.perf_counter()
-    requests = []
     for index, arrival in zip(count(), arrivals):
         time.sleep(max(0.0, begin + arrival - time.perf_counter()))
-        requests.append(submit())
-        requests[-1].add_done_callback(partial(_answered, ends, index, answered))
-    for _ in requests:
+        # Not kept: a server keeps no answers either, and the garbage collector would look at all of them.
+        submit().add_done_callback(partial(_answered, ends, index, answered, failures))
+    for _ in arrivals:
         if not answered.acquire(timeout=PATIENCE):
             raise TimeoutError(f"no answer within {PATIENCE:g} s")
-    for request in requests:
-        request.result(timeout=0)
+    if failures:
+        raise failures[0]
     latencies = [end - begin - arrival for end, arrival in zip(ends, arrivals, strict=True)]
     return _figures(latencies, len(arrivals), sum(latencies), max(ends) - begin)
 
 
-def _answered(ends: list[float], index: int, answered: threading.Semaphore, _: object) -> None:
+def _answered(
+    ends: list[float],
+    index: int,
+    answered: threading.Semaphore,
+    failures: list[BaseException],
+    request: Future[object],
+) -> None:
     ends[index] = time.perf_counter()
+    if (error := request.exception()) is not None:
+        failures.append(error)
     answered.release()
 
 
