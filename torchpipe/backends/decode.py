@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import cv2
 import numpy as np
@@ -12,6 +12,7 @@ from ..errors import RequestError
 from ..parameters import Count
 from ..registry import built_in
 from ..request import Request
+from . import libjpeg
 from .base import Backend
 from .image_size import image_size
 from .opencv import LARGEST, describe
@@ -56,11 +57,12 @@ class DecodeMat(Backend):
 
     def __init__(
         self,
-        mode: Literal["bgr", "rgb", "gray", "unchanged"] = "bgr",
+        mode: libjpeg.Mode = "bgr",
         upright: bool = True,
         max_pixels: Annotated[int, Field(ge=1, le=2**30)] = 100_000_000,
         max_bytes: Count = 100_000_000,
     ) -> None:
+        self.mode, self.upright = mode, upright
         self.flags = MODES[mode]
         if not upright and mode != "unchanged":
             self.flags |= cv2.IMREAD_IGNORE_ORIENTATION
@@ -78,10 +80,12 @@ class DecodeMat(Backend):
                 f"DecodeMat: the image is {size[0]} x {size[1]} pixels, more than max_pixels = "
                 f"{self.max_pixels} allows; raise DecodeMat::max_pixels for larger ones"
             )
-        try:
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), self.flags)
-        except cv2.error:
-            return
+        image = libjpeg.decoded(data, self.mode, self.upright)
+        if image is None:
+            try:
+                image = cv2.imdecode(np.frombuffer(data, np.uint8), self.flags)
+            except cv2.error:
+                return
         if image is not None:
             request["result"] = image
             request["color"] = self.color or CHANNELS.get(image.shape[2] if image.ndim == 3 else 1, "")

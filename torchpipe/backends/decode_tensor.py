@@ -19,6 +19,7 @@ from .base import UNLIMITED, Backend
 from .convert import Color
 from .cuda import upload
 from .jpeg import Header, header
+from .libjpeg import decoded
 from .nvjpeg import NvJpeg, NvJpegError
 from .opencv import describe
 from .tensor import torch_device
@@ -233,10 +234,12 @@ def _opencv(data: bytes) -> np.ndarray | None:
     head = header(data)
     if head is not None and head.height * head.width > LARGEST:
         return None
-    try:
-        image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)
-    except cv2.error:
-        return None
+    image = decoded(data, "rgb", True)
+    if image is None:
+        try:
+            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+        except cv2.error:
+            return None
     if image is None or image.shape[0] * image.shape[1] > LARGEST:
         return None
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return image

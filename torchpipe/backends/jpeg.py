@@ -42,7 +42,7 @@ def header(data: bytes) -> Header | None:
                 return None
             return Header(height, width, data[place + 9], marker == 0xC2, orientation)
         if marker == 0xE1 and data[place + 4 : place + 10] == b"Exif\0\0":
-            orientation = _orientation(data[place + 10 : place + 10 + 65536])
+            orientation = _orientation(bytes(data[place + 10 : place + 10 + 65536]))
         elif marker in REFUSED:
             return None
         place += 2 + (data[place + 2] << 8 | data[place + 3])
