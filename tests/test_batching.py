@@ -160,6 +160,32 @@ class TestPatience:
         patience, now = patience_after([cost * 1.01 + 20e-6] * 50)
         assert patience.wait(1, now, learned(cost, 0, [1])) == 0
 
+    def test_callers_who_come_again_when_a_batch_has_ended_are_waited_for(self):
+        """Between two batches nobody comes for 5 ms; when one has ended, 24 come at once."""
+        patience, now = Patience(), 1000.0
+        costs = learned(5 * MS, 0, [8, 16, 32])
+        for _ in range(20):
+            patience.batch_ends(now)
+            for _ in range(24):
+                now += 0.06 * MS
+                patience.arrive(now)
+            now += 3.5 * MS
+        assert patience.wait(8, now, costs) == 0  # as far as gaps between requests can tell
+        patience.batch_ends(now)
+        assert 0 < patience.wait(8, now, costs) < 0.5 * MS
+        patience.arrive(now + 0.06 * MS)
+        assert 0 < patience.wait(9, now + 0.06 * MS, costs) < 0.5 * MS
+
+    def test_who_does_not_come_again_at_once_is_not_waited_for(self):
+        patience, now = Patience(), 1000.0
+        for _ in range(20):
+            patience.batch_ends(now)
+            now += 20 * MS
+            patience.arrive(now)
+            now += 5 * MS
+        patience.batch_ends(now)
+        assert patience.wait(1, now, learned(5 * MS, 0, [1, 2])) == 0
+
     def test_the_larger_the_batch_the_less_it_waits_for_one_more(self):
         patience, now = patience_after([1 * MS] * 50)
         costs = learned(20 * MS, 1 * MS, [1, 2, 4, 8])

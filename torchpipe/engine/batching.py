@@ -85,6 +85,10 @@ class Arrivals:
         """The bucket that a gap of so many seconds falls into."""
         return 0 if gap <= cls.FINEST else min(math.ceil(2 * math.log2(gap / cls.FINEST)), cls.BUCKETS - 1)
 
+    def start(self, now: float) -> None:
+        """Count the next gap from ``now``."""
+        self._last = now
+
     def add(self, now: float) -> None:
         """A request arrives at ``now``."""
         gap, self._last = now - self._last, now
@@ -128,14 +132,32 @@ class Patience:
     waits for this batch to end and then runs alone; waiting, all n+1 end together. Adding up everybody's
     latency, waiting is better when d * (n + 1) < a - b * n. That is the gain and the rate used here, with d
     drawn from the gaps seen so far. It assumes that no other instance is free to take the newcomer.
+
+    Callers that have their answers often come again at once. So until the first request after a batch's end,
+    d is drawn from what that took after earlier batches, not from the gaps between any two requests.
     """
 
     def __init__(self) -> None:
         self.arrivals = Arrivals()
+        self.returns = Arrivals()
+        self._nobody_yet = False  # since the last batch ended
+
+    def arrive(self, now: float) -> None:
+        """Requests arrive at ``now``."""
+        self.arrivals.add(now)
+        if self._nobody_yet:
+            self._nobody_yet = False
+            self.returns.add(now)
+
+    def batch_ends(self, now: float) -> None:
+        """A batch has ended, and whoever waited for it is about to be told."""
+        self.returns.start(now)
+        self._nobody_yet = True
 
     def wait(self, size: int, now: float, costs: Costs) -> float:
         """Seconds to wait for one more request, 0 to go at once."""
         gain = costs.fixed - size * costs.each
         if gain <= (size + 1) * 2 * WAKE:
             return 0.0
-        return self.arrivals.best_wait(now, gain, size + 1)
+        expected = self.returns if self._nobody_yet else self.arrivals
+        return expected.best_wait(now, gain, size + 1)

@@ -113,7 +113,7 @@ class Stage:
         try:
             instance, wait = None, False
             if self.timeout:
-                self.patience.arrivals.add(perf_counter())
+                self.patience.arrive(perf_counter())
             if self._direct and not (self.pending or self._collecting) and not (self.on_gpu and self._busy()):
                 # An iterator, because an interrupt cannot strike between its step and the try below: after
                 # a call it could, and would lose the instance.
@@ -147,7 +147,7 @@ class Stage:
     def submit(self, tickets: list[Ticket]) -> None:
         """Queue requests that no thread waits for; their branches go on when they are done."""
         if self.timeout:
-            self.patience.arrivals.add(perf_counter())
+            self.patience.arrive(perf_counter())
         if self._looks:
             tickets = self._admitted(tickets)
         self.pending.extend(tickets)
@@ -411,6 +411,8 @@ class Stage:
         except IndexError:  # it was taken out, and everybody was told
             run_job(instance.backend.close)
             return
+        if self.timeout:
+            self.patience.batch_ends(perf_counter())
         self.free.append(instance)
         if self._collecting is not None:
             self._ring()
