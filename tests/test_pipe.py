@@ -2,6 +2,7 @@
 
 import asyncio
 import concurrent.futures
+import contextlib
 import gc
 import threading
 import time
@@ -149,6 +150,63 @@ class TestARequest:
                 assert watch() is None, "a reference cycle keeps the request of a raised error"
             finally:
                 gc.enable()
+
+
+LINE = {"a": {"backend": "Identity", "next": "b"}, "b": {"backend": "flaky"}}
+FORK = {
+    "a": {"backend": "Identity", "next": "b,c"},
+    "b": {"backend": "flaky", "next": "d"},
+    "c": {"backend": "Identity", "next": "d"},
+    "d": {"backend": "Identity", "map": "b[result:data]"},
+}
+
+
+@pytest.mark.parametrize("config", [{"backend": "flaky"}, LINE, FORK], ids=["one node", "line", "fork"])
+@pytest.mark.parametrize("data", ["good", "bad"])
+@pytest.mark.parametrize("way", ["call", "timeout", "list", "submit", "event"])
+def test_a_request_that_is_over_is_free_memory_without_the_garbage_collector(config, data, way):
+    if (way, data) == ("event", "bad"):
+        pytest.skip("an Event keeps its error for whoever asks again")
+
+    class Big(str):
+        pass
+
+    def flaky(data):
+        if data == "bad":
+            raise ValueError("bad")
+        return data
+
+    def run(model) -> list[weakref.ref]:
+        requests = [{"data": Big(data)} for _ in range(20)]
+        kept = [weakref.ref(request["data"]) for request in requests]
+        with contextlib.suppress(ValueError):
+            if way == "list":
+                model(requests)
+        for request in requests if way != "list" else ():
+            with contextlib.suppress(ValueError):
+                if way == "submit":
+                    model.submit(request).result(10)
+                elif way == "event":
+                    event = request["event"] = torchpipe.Event()
+                    model(request)
+                    event.Wait(10_000)
+                else:
+                    model(request, timeout=10 if way == "timeout" else None)
+        return kept
+
+    torchpipe.register_backend(flaky)
+    with pipe(config) as model:
+        run(model)
+        gc.collect()
+        gc.disable()
+        try:
+            kept = run(model)
+            until = time.monotonic() + 5  # a thread of the pipe may still be on its way out of the last one
+            while any(one() is not None for one in kept) and time.monotonic() < until:
+                time.sleep(0.01)
+            assert not [one for one in kept if one() is not None], "a reference cycle keeps the requests"
+        finally:
+            gc.enable()
 
 
 class TestNodeName:

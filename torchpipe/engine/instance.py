@@ -71,8 +71,8 @@ class Instance:
         """
         size = len(batch)
         saved = [request.copy() for request in batch] if size > 1 and self.split else None
-        errors: list[BaseException | None] | None = None
         start = self.since = perf_counter()
+        errors: list[BaseException | None] | None = None
         try:
             self.owner = get_ident()
             self.forward(batch.copy())  # a backend may take its list apart
@@ -84,7 +84,10 @@ class Instance:
             self._learn(size, perf_counter() - start, failed=errors is not None)
         self.sizes[size] = self.sizes.get(size, 0) + 1
         self.closings[closing] = self.closings.get(closing, 0) + 1
-        return errors
+        try:
+            return errors
+        finally:
+            errors = None  # tracebacks hold this frame: no cycle may keep the requests alive
 
     def _on_stream(self, batch: list[Request]) -> None:
         assert self.stream is not None
@@ -123,7 +126,10 @@ class Instance:
             raise error
         errors = self._blame(error, batch, saved)
         self.errors += sum(error is not None for error in errors)
-        return errors
+        try:
+            return errors
+        finally:
+            errors = []  # as in execute
 
     def _blame(
         self, error: BaseException, batch: list[Request], saved: list[Request] | None
@@ -132,10 +138,8 @@ class Instance:
         half = len(batch) // 2
         if saved is None or half < self.min:
             return [self._named(error, i, batch) for i in range(len(batch))]
-        errors: list[BaseException | None] = []
-        for part in (slice(0, half), slice(half, None)):
-            errors += self._again(batch[part], saved[part])
-        return errors
+        # No variable holds them, as in execute.
+        return self._again(batch[:half], saved[:half]) + self._again(batch[half:], saved[half:])
 
     def _again(self, batch: list[Request], saved: list[Request]) -> list[BaseException | None]:
         for request, before in zip(batch, saved, strict=True):

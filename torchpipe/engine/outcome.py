@@ -109,8 +109,8 @@ class Outcome:
         return self.deadline is not None and monotonic() >= self.deadline
 
     def _too_late(self) -> DeadlineError:
-        where = self._journey.at if self._journey is not None else ""
-        place = f"; it had come to node {where!r}" if where else ""
+        journey = self._journey
+        place = f"; it had come to node {journey.at!r}" if journey is not None else ""
         return DeadlineError(f"the request was not done within {monotonic() - self._started:.3f} s{place}")
 
     def arrived(self, computed: Request, error: BaseException | None) -> list[Step]:
@@ -126,6 +126,7 @@ class Outcome:
                 error = raised
         if error is None and not computed and self._late():
             error = self._too_late()  # it was dropped for that
+        self._journey = None  # which refers to this: no cycle may keep the request alive
         tell = False
         try:
             tell = self.abandon() and self._wanted()

@@ -417,6 +417,8 @@ class Stage:
         if self._collecting is not None:
             self._ring()
         self._tell(tickets, errors)
+        errors = None  # tracebacks hold this frame, and a future an error: no cycle may keep either alive
+        tickets.clear()
 
     def _tell(self, tickets: list[Ticket], errors: list[BaseException | None] | None) -> None:
         """A batch is done: wake those who wait, and send on what nobody waits for.
