@@ -25,9 +25,11 @@ def by_opencv(data: bytes, mode: str, upright: bool) -> np.ndarray | None:
 
 
 def jpeg(image: np.ndarray, orientation: int = 1, **options) -> bytes:
-    buffer, exif = io.BytesIO(), Image.Exif()
-    exif[0x0112] = orientation
-    Image.fromarray(image).save(buffer, "JPEG", exif=exif, **options)
+    buffer = io.BytesIO()
+    if orientation != 1:
+        exif = options["exif"] = Image.Exif()
+        exif[0x0112] = orientation
+    Image.fromarray(image).save(buffer, "JPEG", **options)
     return buffer.getvalue()
 
 
@@ -58,6 +60,9 @@ def test_so_are_files_of_any_size_kind_and_orientation(
     image = noise(height, width, *channels)
     data = jpeg(image, orientation, subsampling=subsampling, quality=quality, progressive=progressive)
     found = decoded(data, mode, upright)
+    if upright and orientation != 1 and mode != "unchanged":
+        assert found is None  # OpenCV turns it
+        return
     assert found is not None
     np.testing.assert_array_equal(found, by_opencv(data, mode, upright))
     for view in (bytearray(data), memoryview(data)):

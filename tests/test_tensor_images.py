@@ -10,7 +10,6 @@ from threads import all_at_once
 
 from torchpipe import ConfigError, MissingKeyError, Pipe, RequestError
 from torchpipe.backends import tensor_resize
-from torchpipe.backends.fused import fused_resize
 
 gpu = pytest.mark.gpu
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
@@ -540,39 +539,4 @@ def test_on_a_gpu_images_come_out_there_as_they_do_on_the_cpu(config, keys, layo
     assert there["result"].is_cuda
     assert there["result"].dtype == here["result"].dtype
     difference = (there["result"].cpu().float() - here["result"].float()).abs().max()
-    assert difference <= (1 if here["result"].dtype == torch.uint8 else 0.02)
-
-
-@gpu
-@needs_cuda
-@pytest.mark.parametrize("align", [True, False])
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float16, torch.float32])
-@pytest.mark.parametrize(
-    ("backend", "sizes"),
-    [
-        (tensor_resize.ResizeTensor, {"resize_h": 7, "resize_w": 9}),
-        (tensor_resize.ResizePadTensor, {"max_h": 7, "max_w": 9, "pad_value": 5}),
-    ],
-)
-def test_on_a_gpu_images_of_all_sizes_are_resized_in_one_launch(monkeypatch, backend, sizes, dtype, align):
-    launches = []
-
-    def counted(images, plan):
-        launches.append(len(images))
-        return fused_resize(images, plan)
-
-    monkeypatch.setattr(tensor_resize, "fused_resize", counted)
-    images = [image(3, 20 + i, 30 - i, dtype, seed=i) for i in range(5)] + [image(4, 20, 30, dtype)]
-    here = [{"data": one} for one in images]
-    there = [{"data": laid(one, LAYOUTS[i % 3]).cuda()} for i, one in enumerate(images)]
-    resizes = backend(**sizes, align_corners=align)
-    resizes.forward(here)
-    assert launches == []
-    resizes.forward(there)
-    assert launches == [5]  # the one of 4 channels goes the other way
-    for i, (want, found) in enumerate(zip(here, there, strict=True)):
-        result = found["result"].cpu()
-        if backend is tensor_resize.ResizeTensor:
-            result = planes_of(result, LAYOUTS[i % 3])
-        torch.testing.assert_close(result, want["result"], rtol=0, atol=0.02)
-        assert found["inverse_trans"](3, 2) == want["inverse_trans"](3, 2)
+    assert difference <= (1 if here["result"].dtype == torch.uint8 else 0.01)

@@ -68,6 +68,7 @@ class Pipe:
         self._released = False
         graph = check_graph(self.config.nodes)
         self._nodes = Nodes(self.config, graph)
+        _settle_process()  # again, for what users' backends have imported
         self._entrance = Entrance(self.config, graph, self._nodes)
         self._built = True
         _open.add(self)
@@ -410,8 +411,9 @@ class Pipe:
 def _settle_process() -> None:
     """What is set for the whole process, and helps users' own backends too."""
     keep_freed_memory()
-    if "cv2" in sys.modules:
-        from .backends import opencv  # noqa: F401 - which sets it up for many threads
+    if sys.modules.get("cv2") is not None:
+        with contextlib.suppress(ImportError):  # a user's own module of that name
+            from .backends import opencv  # noqa: F401 - which sets it up for many threads
 
 
 def _kept(config: Any) -> Any:

@@ -214,8 +214,11 @@ def load_built_in() -> None:
 
 
 def _load(name: str) -> None:
-    """Import the module of one of torchpipe's own backends, which registers it."""
-    if name not in _backends and name in catalogue():
+    """Import the module of one of torchpipe's own backends, which registers it; or wait until it is imported.
+
+    Whether the name is registered tells nothing: another thread may be in the midst of the module.
+    """
+    if name in catalogue():
         importlib.import_module(catalogue()[name])
 
 

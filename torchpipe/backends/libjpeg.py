@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 
 from .jpeg import header
@@ -18,15 +17,13 @@ except ImportError:  # there is no wheel for this Python: then OpenCV reads all 
     simplejpeg = None
 
 Mode = Literal["bgr", "rgb", "gray", "unchanged"]
-FLIPS = {2: 1, 3: -1, 4: 0, 6: 1, 7: -1, 8: 0}
-"""By the orientation that EXIF notes, what ``cv2.flip`` is told; from 5 on after a transposition."""
 
 
 def decoded(data: Any, mode: Mode, upright: bool) -> np.ndarray | None:
     """The image as ``cv2.imdecode`` gives it: uint8, HxWx3 or HxW. None for what is left to OpenCV.
 
-    That is what is no JPEG of 8 bits with 1 or 3 components, and what is broken in any way, since OpenCV
-    reads much of that all the same.
+    That is what is no JPEG of 8 bits with 1 or 3 components, what is broken in any way, since OpenCV reads
+    much of that all the same, and what may have to be turned, since OpenCV reads EXIF in its own way.
 
     Args:
         data: a file's bytes, or a view of them.
@@ -38,15 +35,10 @@ def decoded(data: Any, mode: Mode, upright: bool) -> np.ndarray | None:
         return None
     if mode == "unchanged":
         mode, upright = ("gray" if head.components == 1 else "bgr"), False
+    if upright and b"Exif\0\0" in bytes(data):
+        return None
     try:
         image = simplejpeg.decode_jpeg(data, colorspace=mode.upper())
     except ValueError:  # it says so of what can be mended, too
         return None
-    if image.shape[2] == 1:
-        image = image[:, :, 0]
-    if upright and head.orientation != 1:
-        if head.orientation >= 5:
-            image = cv2.transpose(image)
-        if head.orientation in FLIPS:
-            image = cv2.flip(image, FLIPS[head.orientation])
-    return image
+    return image[:, :, 0] if image.shape[2] == 1 else image

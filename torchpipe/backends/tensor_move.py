@@ -188,7 +188,7 @@ class CpuTensor(EachTensor):
     """
 
     def change(self, tensor: torch.Tensor) -> torch.Tensor:
-        return download(tensor)
+        return tensor.cpu()
 
 
 @built_in()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-from collections.abc import Hashable
 from typing import Any, Literal
 
 import torch
@@ -13,17 +11,12 @@ from ..errors import ConfigError, RequestError
 from ..parameters import Size
 from ..registry import built_in
 from ..request import Request
-from .fused import Plan, fused_resize
 from .inverse import Inverse
 from .opencv import describe, wanted_size
 from .pad import Padding, PadValue, fitted
-from .tensor import Image, ImagesTensor, as_planes
+from .tensor import ImagesTensor
 
 MOST_PIXELS = 100 * 2**20
-IN_KERNEL = (torch.uint8, torch.float16, torch.float32)
-"""Dtypes of images that the GPU's kernel reads."""
-
-HAS_TRITON = importlib.util.find_spec("triton") is not None
 
 
 def interpolated(
@@ -56,12 +49,7 @@ def check_area(height: int, width: int, name: str, error: type[Exception] = Conf
 
 
 class Bilinear(ImagesTensor):
-    """Resizes images; on a GPU those of all sizes that shall get one size, in one launch of a kernel.
-
-    What the kernel does not take goes the other way: 4 channels, float64, integers of more than a byte,
-    corners kept together with antialiasing, or where there is no Triton. Subclasses say by ``size`` and
-    ``fit`` what they want.
-    """
+    """Resizes images, to the size that subclasses say by ``size``, or in proportion into it (``fit``)."""
 
     align_corners: bool
     antialias: bool
@@ -87,43 +75,10 @@ class Bilinear(ImagesTensor):
             changed = functional.pad(changed, border, value=self.pad_value)
         return changed, inverse
 
-    def _alike(self, image: Image) -> tuple[Hashable, ...]:
-        if not self._launched(image):
-            return super()._alike(image)
-        planes = as_planes(image.tensor, image.layout)
-        return planes.shape[1], planes.dtype, planes.device, image.wish
-
-    def _change_group(self, members: list[Image]) -> None:
-        if not self._launched(members[0]):
-            super()._change_group(members)
-            return
-        height, width = self.size(members[0].wish)
-        around = (float(self.pad_value),) * 3
-        plan = Plan(
-            height,
-            width,
-            self.fit,
-            align_corners=self.align_corners,
-            antialias=self.antialias,
-            around=around,
-        )
-        views = [as_planes(image.tensor, image.layout) for image in members]
-        resized = fused_resize(views, plan).split(1)
-        for image, view, part in zip(members, views, resized, strict=True):
-            inner = self.inner_size(view.shape, image.wish)
-            self._keep(image, part, way_back(view.shape, *inner, self.align_corners))
-
-    def _launched(self, image: Image) -> bool:
-        tensor = image.tensor
-        if not tensor.is_cuda or tensor.dtype not in IN_KERNEL or not HAS_TRITON:
-            return False
-        rows, channels = as_planes(tensor, image.layout).shape[:2]
-        return rows == 1 and channels != 4 and not (self.align_corners and self.antialias)
-
 
 @built_in()
 class ResizeTensor(Bilinear):
-    """Resizes images, bilinear; those of equal size in one call (on the CPU: small ones), on a GPU all.
+    """Resizes images, bilinear; those of equal size in one call (on the CPU: small ones).
 
     The default ``align_corners = true`` keeps the centres of the corner pixels where they are. What Pillow,
     OpenCV, torchvision and today's training code do is ``align_corners = false``, and for Pillow's and

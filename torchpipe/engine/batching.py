@@ -109,16 +109,17 @@ class Arrivals:
         if elapsed == math.inf:
             return 0.0
         first = self.bucket(elapsed)
-        total = sum(self._counts[first:])
+        counts = self._counts.copy()  # others may add to it meanwhile
+        total = sum(counts[first:])
         # Whoever comes later than this costs more than it brings.
         last = min(self.bucket(elapsed + gain / rate) + 1, self.BUCKETS - 1)
         best_wait = best_value = came = waited = 0.0
-        if sum(self._counts[first:last]) <= 0.01 * total:
+        if sum(counts[first:last]) <= 0.01 * total:
             return 0.0
         for bucket in range(first, last):
             wait = self.edge(bucket) - elapsed
-            came += self._counts[bucket]
-            waited += self._counts[bucket] * wait
+            came += counts[bucket]
+            waited += counts[bucket] * wait
             value = (came * gain - (waited + (total - came) * wait) * rate) / total - WAKE * rate
             if value > best_value:
                 best_value, best_wait = value, wait

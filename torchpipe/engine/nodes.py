@@ -203,32 +203,37 @@ class Nodes:
         return outcomes
 
 
+class _Part:
+    """One of the parts that a backend waits for."""
+
+    __slots__ = ("_index", "_left", "_outcomes")
+
+    def __init__(self, index: int, outcomes: list[Outcome], left: threading.Semaphore) -> None:
+        self._index, self._outcomes, self._left = index, outcomes, left
+
+    def over(self) -> bool:
+        return False
+
+    def arrived(self, request: Request, error: BaseException | None) -> list[Step]:
+        self._outcomes[self._index] = request, error
+        self._left.release()
+        return []
+
+
 def _call(route: Route, parts: list[Request]) -> list[Outcome]:
     """Send ``parts`` along ``route`` and wait until all are at its end."""
     outcomes: list[Outcome] = [({}, None)] * len(parts)
     left = threading.Semaphore(0)
 
-    class Part:
-        def __init__(self, index: int) -> None:
-            self.index = index
-
-        def over(self) -> bool:
-            return False
-
-        def arrived(self, part: Request, error: BaseException | None) -> list[Step]:
-            outcomes[self.index] = part, error
-            left.release()
-            return []
-
     for node in route.everything():
         node.stage.refuse_reentry()
     steps: list[Step] = []
     for i, part in enumerate(parts):
-        steps += Journey(route, Part(i)).start(part)
+        steps += Journey(route, _Part(i, outcomes, left)).start(part)
     send(steps)
     with waiting():
         for _ in parts:
-            left.acquire()  # ended by each part's done
+            left.acquire()  # ended by each part's arrival
     return outcomes
 
 

@@ -57,7 +57,7 @@ class TensorrtTensor(Backend):
         output_fp16: ``precision::output::fp16``, likewise.
         force_layer_norm_pattern_fp32: layer normalisations stay in fp32, which fp16 is too coarse for.
         weight_budget_percentage: how much of the weights stays in the GPU's memory, the rest is brought when
-            it is needed; 0: all stay. From TensorRT 10 on; the precision is then that of the ONNX file.
+            it is needed; 0: all stay. From TensorRT 10.1 on; the precision is then that of the ONNX file.
         input_reorder: for each of the engine's inputs, which of the request's tensors it is.
         output_reorder: for each tensor of the result, which of the engine's outputs it is.
         only_keep_last_batch: of a request of several rows only the last one's result is kept.
@@ -117,7 +117,8 @@ class TensorrtTensor(Backend):
         self.trt, self.logger = api.load(log_level)
         self.postprocessor, self.last_only = postprocessor, only_keep_last_batch
         self.budget = weight_budget_percentage
-        api.check_streaming(self.trt, precision, self.budget)
+        forced = force_layer_norm_pattern_fp32 or any((fp32, fp16, output_fp32, output_fp16))
+        api.check_streaming(self.trt, precision, forced, self.budget)
         recipe = Recipe(
             sizes=(min, opt or max, max),
             precision=precision,

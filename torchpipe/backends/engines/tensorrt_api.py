@@ -134,21 +134,21 @@ def stream_weights(trt: Any, engine: Any, percentage: int) -> None:
     engine.weight_streaming_budget_v2 = size * percentage // 100
 
 
-def check_streaming(trt: Any, precision: str, percentage: int) -> None:
+def check_streaming(trt: Any, precision: str, forced: bool, percentage: int) -> None:
     """Raises:
     ConfigError: this version, or this precision, does not go with the streaming of weights.
     """
     if not percentage:
         return
-    if version(trt) < (10, 0):
+    if version(trt) < (10, 1):
         raise ConfigError(
             f"weight_budget_percentage = {percentage}: TensorRT {trt.__version__} does not stream weights, "
-            "10.0 and later do; leave it out"
+            "10.1 and later do; leave it out"
         )
-    if precision != "fp32":
+    if precision != "fp32" or forced:
         raise ConfigError(
             f"weight_budget_percentage = {percentage}: then each layer's precision is that of the ONNX file; "
-            "export the network in fp16, and set precision = 'fp32' here"
+            "export the network as you want it, set precision = 'fp32' here, and force no layers"
         )
 
 
