@@ -141,7 +141,7 @@ def whole(files: Sequence[bytes], model: dict[str, Any], seconds: float) -> list
     from torchpipe.backends.engines.cudagraph import CudaGraphTensor
     from torchpipe.backends.preprocess import PreprocessTensor
 
-    settings = gpu_service._unaddressed(gpu_service.preprocessing())
+    settings = gpu_service.unaddressed(gpu_service.preprocessing())
     backends = [
         CudaGraphTensor(**model, inner=PreprocessTensor(**settings, threads=1))
         for _ in range(max(threads for threads, _ in WHOLE))
@@ -172,7 +172,7 @@ def main() -> None:
     import torch
 
     files = gpu_service.photographs()
-    model = gpu_service._unaddressed(gpu_service.engine({})[1])
+    model = gpu_service.unaddressed(gpu_service.engine({})[1])
     model["batches"] = [16, 32, BATCH]
     lines = [
         "# gpu_limits.py",

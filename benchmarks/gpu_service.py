@@ -283,7 +283,8 @@ def scheduling(case: Case) -> Call:
     return caller(torchpipe.pipe(nodes))
 
 
-def _unaddressed(settings: dict[str, Any]) -> dict[str, Any]:
+def unaddressed(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as parameters of the backend that they are addressed to."""
     return {key.partition("::")[2]: value for key, value in settings.items()}
 
 
@@ -297,9 +298,9 @@ def limits(case: Case) -> dict[str, float]:
 
     files = photographs()
     decoder, tensors = Decoder(torch.device("cuda", 0), "gpu", 1), DecodeTensor()
-    prepare = PreprocessTensor(**_unaddressed(preprocessing()))
+    prepare = PreprocessTensor(**unaddressed(preprocessing()))
     # Its outputs stay on the GPU: else each step would wait for them.
-    model = CudaGraphTensor(**{**_unaddressed(engine({})[1]), "postprocessor": "split"})
+    model = CudaGraphTensor(**{**unaddressed(engine({})[1]), "postprocessor": "split"})
     found: dict[str, float] = {}
 
     def rate(name: str, size: int, step: Callable[[int], object], seconds: float = 0.5) -> None:

@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from images import CAT, PHOTOS, noise
 from PIL import Image
 
-from torchpipe.backends.decode import MODES
-from torchpipe.backends.libjpeg import decoded
+from torchpipe.backends.libjpeg import MODES, decoded
 
 SUBSAMPLINGS = ("4:4:4", "4:2:2", "4:2:0")
 

@@ -61,14 +61,13 @@ class Pipe:
     """
 
     def __init__(self, config: Any) -> None:
-        _settle_process()
         self._given = _kept(config)
         self.config = load(config)
         self._closing = threading.Lock()
         self._released = False
         graph = check_graph(self.config.nodes)
         self._nodes = Nodes(self.config, graph)
-        _settle_process()  # again, for what users' backends have imported
+        _settle_process()  # now that the backends have imported what they use
         self._entrance = Entrance(self.config, graph, self._nodes)
         self._built = True
         _open.add(self)

@@ -54,7 +54,7 @@ def register_backend(target: Any = None, *names: str, max: int | None = None) ->
     with _lock:
         for name in names:
             _check_name(name, "backend")
-            if name in catalogue() or (name in _backends and name not in _originals):
+            if name in catalogue():
                 raise ConfigError(_TAKEN.format(name, "backend"))
             _backends[name] = adapt(target, name, max)
             _originals[name] = target

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-import cv2
 import numpy as np
 from pydantic import Field
 
@@ -12,17 +11,11 @@ from ..errors import RequestError
 from ..parameters import Count
 from ..registry import built_in
 from ..request import Request
-from . import libjpeg
 from .base import Backend
 from .image_size import image_size
+from .libjpeg import Mode, read
 from .opencv import LARGEST, describe
 
-MODES = {
-    "bgr": cv2.IMREAD_COLOR,
-    "rgb": cv2.IMREAD_COLOR_RGB,
-    "gray": cv2.IMREAD_GRAYSCALE,
-    "unchanged": cv2.IMREAD_UNCHANGED,
-}
 CHANNELS = {1: "gray", 3: "bgr", 4: "bgra"}
 
 
@@ -57,15 +50,12 @@ class DecodeMat(Backend):
 
     def __init__(
         self,
-        mode: libjpeg.Mode = "bgr",
+        mode: Mode = "bgr",
         upright: bool = True,
         max_pixels: Annotated[int, Field(ge=1, le=2**30)] = 100_000_000,
         max_bytes: Count = 100_000_000,
     ) -> None:
         self.mode, self.upright = mode, upright
-        self.flags = MODES[mode]
-        if not upright and mode != "unchanged":
-            self.flags |= cv2.IMREAD_IGNORE_ORIENTATION
         self.color = None if mode == "unchanged" else mode
         self.max_pixels, self.max_bytes = max_pixels, max_bytes
 
@@ -80,12 +70,7 @@ class DecodeMat(Backend):
                 f"DecodeMat: the image is {size[0]} x {size[1]} pixels, more than max_pixels = "
                 f"{self.max_pixels} allows; raise DecodeMat::max_pixels for larger ones"
             )
-        image = libjpeg.decoded(data, self.mode, self.upright)
-        if image is None:
-            try:
-                image = cv2.imdecode(np.frombuffer(data, np.uint8), self.flags)
-            except cv2.error:
-                return
+        image = read(data, self.mode, self.upright)
         if image is not None:
             request["result"] = image
             request["color"] = self.color or CHANNELS.get(image.shape[2] if image.ndim == 3 else 1, "")

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated, Literal, NamedTuple
 
-import cv2
 import numpy as np
 import torch
 from pydantic import Field
@@ -19,7 +18,7 @@ from .base import UNLIMITED, Backend
 from .convert import Color
 from .cuda import upload
 from .jpeg import Header, header
-from .libjpeg import decoded
+from .libjpeg import read
 from .nvjpeg import NvJpeg, NvJpegError
 from .opencv import describe
 from .tensor import torch_device
@@ -147,7 +146,7 @@ class Decoder:
             if self.shared and len(chosen) > FEW:
                 chosen = chosen[min(self.shared, len(chosen) // 4) :]
         others = sorted({*range(len(files))}.difference(chosen)) if len(chosen) < len(files) else []
-        waiting = [self._start_opencv(files[i]) for i in others]
+        waiting = [self._start_on_cpu(files[i]) for i in others]
         pictures: list[Picture | None] = [None] * len(files)
         if chosen:
             own = len(chosen) == len(files)
@@ -161,7 +160,7 @@ class Decoder:
             for i, picture in zip(chosen, found, strict=True):
                 pictures[i] = picture
             retry = [i for i in chosen if pictures[i] is None]
-            waiting += [self._start_opencv(files[i]) for i in retry]
+            waiting += [self._start_on_cpu(files[i]) for i in retry]
             others += retry
         for i, wait in zip(others, waiting, strict=True):
             image = wait()
@@ -188,11 +187,11 @@ class Decoder:
             for start, head in zip(starts, headers, strict=True)
         ]
 
-    def _start_opencv(self, data: bytes) -> Callable[[], np.ndarray | None]:
+    def _start_on_cpu(self, data: bytes) -> Callable[[], np.ndarray | None]:
         """A function that waits for the image, HxWx3 in RGB, or None."""
         if self.helpers is None:
-            return lambda: _opencv(data)
-        return self.helpers.submit(_opencv, data).result
+            return lambda: _on_cpu(data)
+        return self.helpers.submit(_on_cpu, data).result
 
     def close(self) -> None:
         if self.helpers is not None:
@@ -230,16 +229,11 @@ def _for_gpu(head: Header) -> bool:
     return head.components in (1, 3) and not head.progressive and head.height * head.width <= LARGEST
 
 
-def _opencv(data: bytes) -> np.ndarray | None:
+def _on_cpu(data: bytes) -> np.ndarray | None:
     head = header(data)
     if head is not None and head.height * head.width > LARGEST:
         return None
-    image = decoded(data, "rgb", True)
-    if image is None:
-        try:
-            image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
-        except cv2.error:
-            return None
+    image = read(data, "rgb", True)
     if image is None or image.shape[0] * image.shape[1] > LARGEST:
         return None
     return image

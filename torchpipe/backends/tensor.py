@@ -127,7 +127,7 @@ class EachTensor(Backend):
 
 
 @dataclass
-class Image:
+class _Image:
     """One image of a request, and what becomes of it."""
 
     tensor: torch.Tensor
@@ -177,27 +177,23 @@ class ImagesTensor(Backend):
         """Images of n x C x H x W, changed as their requests wish, and the way back."""
         raise TypeError(f"{type(self).__name__} must define change(images, wish)")
 
-    def _images(self, request: Request) -> list[Image]:
+    def _images(self, request: Request) -> list[_Image]:
         name, wish = type(self).__name__, self.wish(request)
         tensors = tensors_of(request["data"], name)
-        return [Image(tensor, layout_of(tensor, name), wish) for tensor in tensors]
+        return [_Image(tensor, layout_of(tensor, name), wish) for tensor in tensors]
 
-    def _groups(self, found: list[list[Image]]) -> Iterable[list[Image]]:
-        groups: dict[Hashable, list[Image]] = {}
+    def _groups(self, found: list[list[_Image]]) -> Iterable[list[_Image]]:
+        groups: dict[Hashable, list[_Image]] = {}
         for images in found:
             for image in images:
-                alike = self._alike(image)
-                if not image.tensor.is_cuda and image.tensor.numel() > MOST_JOINED:
+                tensor = image.tensor
+                alike: tuple = (image.layout, tensor.shape, tensor.dtype, tensor.device, image.wish)
+                if not tensor.is_cuda and tensor.numel() > MOST_JOINED:
                     alike = (*alike, len(groups))
                 groups.setdefault(alike, []).append(image)
         return groups.values()
 
-    def _alike(self, image: Image) -> tuple[Hashable, ...]:
-        """What images have in common that are changed together."""
-        tensor = image.tensor
-        return image.layout, tensor.shape, tensor.dtype, tensor.device, image.wish
-
-    def _change_group(self, members: list[Image]) -> None:
+    def _change_group(self, members: list[_Image]) -> None:
         layout, count = members[0].layout, len(members[0].tensor)
         with OneThread():
             together = joined([image.tensor for image in members], layout, self.real)
@@ -205,15 +201,11 @@ class ImagesTensor(Backend):
             rows = count if layout == "nchw" else 1
             parts = changed.split(rows) if len(members) > 1 else (changed,)
             for image, part in zip(members, parts, strict=True):
-                self._keep(image, part, inverse)
-
-    def _keep(self, image: Image, planes: torch.Tensor, inverse: Inverse) -> None:
-        """Keep what has become of an image, as n x C x H x W, in the layout that it is to have."""
-        if self.keep and image.layout == "chw":
-            planes = planes[0]
-        elif self.keep and image.layout == "hwc":
-            planes = planes[0].permute(1, 2, 0)
-        image.result, image.inverse = planes.contiguous(), inverse
+                if self.keep and layout == "chw":
+                    part = part[0]
+                elif self.keep and layout == "hwc":
+                    part = part[0].permute(1, 2, 0)
+                image.result, image.inverse = part.contiguous(), inverse
 
 
 def layout_of(image: torch.Tensor, name: str) -> Layout:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as functional
@@ -48,36 +48,8 @@ def check_area(height: int, width: int, name: str, error: type[Exception] = Conf
         raise error(f"{name}: {height} x {width} are more than {MOST_PIXELS} pixels")
 
 
-class Bilinear(ImagesTensor):
-    """Resizes images, to the size that subclasses say by ``size``, or in proportion into it (``fit``)."""
-
-    align_corners: bool
-    antialias: bool
-    fit: Literal["stretch", "pad"] = "stretch"
-    pad_value = 0.0
-
-    def size(self, wish: Any) -> tuple[int, int]:
-        """Height and width of the results."""
-        raise TypeError(f"{type(self).__name__} must define size(wish)")
-
-    def inner_size(self, shape: torch.Size, wish: Any) -> tuple[int, int]:
-        """Height and width that an image itself gets."""
-        height, width = self.size(wish)
-        return fitted(shape[-2], shape[-1], height, width) if self.fit == "pad" else (height, width)
-
-    def change(self, images: torch.Tensor, wish: Any) -> tuple[torch.Tensor, Inverse]:
-        height, width = self.inner_size(images.shape, wish)
-        changed = interpolated(images, height, width, self.align_corners, self.antialias)
-        inverse = way_back(images.shape, height, width, self.align_corners)
-        if self.fit == "pad":
-            max_h, max_w = self.size(wish)
-            border = (0, max_w - width, 0, max_h - height)
-            changed = functional.pad(changed, border, value=self.pad_value)
-        return changed, inverse
-
-
 @built_in()
-class ResizeTensor(Bilinear):
+class ResizeTensor(ImagesTensor):
     """Resizes images, bilinear; those of equal size in one call (on the CPU: small ones).
 
     The default ``align_corners = true`` keeps the centres of the corner pixels where they are. What Pillow,
@@ -114,12 +86,13 @@ class ResizeTensor(Bilinear):
         self.height, self.width = resize_h, resize_w
         self.align_corners, self.antialias = align_corners, antialias
 
-    def size(self, wish: Any) -> tuple[int, int]:
-        return self.height, self.width
+    def change(self, images: torch.Tensor, wish: Any) -> tuple[torch.Tensor, Inverse]:
+        inverse = way_back(images.shape, self.height, self.width, self.align_corners)
+        return interpolated(images, self.height, self.width, self.align_corners, self.antialias), inverse
 
 
 @built_in()
-class DynamicResizeTensor(Bilinear):
+class DynamicResizeTensor(ImagesTensor):
     """Resizes images to the size that their request asks for, as ResizeTensor does.
 
     Reads ``data``: tensor 1xCxHxW, CxHxW or HxWxC, or a list of them; ``resize_h``, ``resize_w``: int (or its
@@ -148,8 +121,10 @@ class DynamicResizeTensor(Bilinear):
         check_area(height, width, name, RequestError)
         return height, width
 
-    def size(self, wish: Any) -> tuple[int, int]:
-        return wish
+    def change(self, images: torch.Tensor, wish: Any) -> tuple[torch.Tensor, Inverse]:
+        height, width = wish
+        inverse = way_back(images.shape, height, width, self.align_corners)
+        return interpolated(images, height, width, self.align_corners, self.antialias), inverse
 
 
 @built_in()
@@ -194,7 +169,7 @@ class ResizeTensorV1(ImagesTensor):
 
 
 @built_in()
-class ResizePadTensor(Bilinear):
+class ResizePadTensor(ImagesTensor):
     """Resizes images in proportion into a box, puts them at its top left and fills up the rest.
 
     Reads ``data``: tensor 1xCxHxW, CxHxW or HxWxC of any dtype, or a list of them. Writes ``result``:
@@ -221,7 +196,6 @@ class ResizePadTensor(Bilinear):
     """
 
     keep = False
-    fit = "pad"
 
     def __init__(
         self,
@@ -236,5 +210,9 @@ class ResizePadTensor(Bilinear):
         self.pad_value = Padding("ResizePadTensor", pad_value).values[0]
         self.align_corners, self.antialias = align_corners, antialias
 
-    def size(self, wish: Any) -> tuple[int, int]:
-        return self.height, self.width
+    def change(self, images: torch.Tensor, wish: Any) -> tuple[torch.Tensor, Inverse]:
+        height, width = fitted(images.shape[-2], images.shape[-1], self.height, self.width)
+        resized = interpolated(images, height, width, self.align_corners, self.antialias)
+        inverse = way_back(images.shape, height, width, self.align_corners)
+        border = (0, self.width - width, 0, self.height - height)
+        return functional.pad(resized, border, value=self.pad_value), inverse

@@ -71,8 +71,8 @@ class Instance:
         """
         size = len(batch)
         saved = [request.copy() for request in batch] if size > 1 and self.split else None
-        start = self.since = perf_counter()
         errors: list[BaseException | None] | None = None
+        start = self.since = perf_counter()
         try:
             self.owner = get_ident()
             self.forward(batch.copy())  # a backend may take its list apart

@@ -3,7 +3,7 @@
 * Up to 9 a network must be asked for with an explicit batch; from 10 on there is no other kind.
 * Up to 10 a builder chooses precisions by flags, for single layers too; from 11 on networks are strongly
   typed: their precision is that of the ONNX file.
-* From 10 on weights can be streamed, if the network is strongly typed.
+* From 10.1 on weights can be streamed, if the network is strongly typed.
 * Up to 10 tactics of cuBLAS and cuDNN can be left out by a mask; later there are none.
 
 Reading shapes, setting addresses and enqueueing (``execute_async_v3``) is the same from 8.5 on.
