@@ -2,6 +2,7 @@
 
 import io
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -192,6 +193,41 @@ def test_a_cuda_graph_gives_each_of_many_callers_the_networks_answer(precision, 
     with torch.no_grad():
         for image, answer in zip(images, answers, strict=True):
             torch.testing.assert_close(answer, net(image), rtol=bound, atol=bound)
+
+
+class Slow(torch.nn.Module):
+    """Keeps one block of the GPU busy for about 60 ms, so that two could run at once."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        torch.cuda._sleep(100_000_000)
+        return x.float().mean((2, 3))
+
+
+def test_instances_launch_the_network_in_turns():
+    config = {
+        "backend": "CudaGraphTensor[PreprocessTensor]",
+        "instance_num": 2,
+        "model": Slow(),
+        "shape": "3x16x16",
+        "max": 4,
+        "batches": [4],
+        "optimise": "none",
+        "resize_h": 16,
+        "resize_w": 16,
+        "postprocessor": "SoftmaxArgMax",
+    }
+    with torchpipe.pipe(config) as pipe, ThreadPoolExecutor(2) as callers:
+
+        def took(lists: int) -> float:
+            given = [[{"data": PHOTOS[0]} for _ in range(4)] for _ in range(lists)]
+            start = time.perf_counter()
+            list(callers.map(pipe, given))
+            assert all("class" in request for requests in given for request in requests)
+            return time.perf_counter() - start
+
+        took(2)
+        one, two = took(1), took(2)
+    assert two > 1.8 * one  # at once they would take as long as one
 
 
 def test_networks_of_several_inputs_and_outputs_from_files(tmp_path):

@@ -1,5 +1,6 @@
 """Serving inside PyTorch with many threads: from a small config to one thread-safe function."""
 
+from . import environment as environment  # first: CUDA reads it when it starts
 from .backends.base import Backend
 from .backends.jump import Jump, MapReduce
 from .config import parse_toml

@@ -63,6 +63,15 @@ class Graph:
             _check(_cudart.cudaGraphLaunch(self._address, ctypes.c_void_p(stream.cuda_stream)), "launch")
 
 
+def hold_up(stream: torch.cuda.Stream, event: torch.cuda.Event) -> None:
+    """Let a stream wait for an event that was recorded; the host goes on."""
+    if _cudart is None:
+        stream.wait_event(event)
+    else:
+        places = ctypes.c_void_p(stream.cuda_stream), ctypes.c_void_p(event.cuda_event)
+        _check(_cudart.cudaStreamWaitEvent(*places, 0), "wait")
+
+
 def wait(event: torch.cuda.Event) -> None:
     """Let the host wait for an event that was most likely reached long ago; ended by the GPU.
 

@@ -114,7 +114,7 @@ class CudaGraphTensor(Engine):
         with _loading, torch.cuda.device(self.device), torch.no_grad(), _tf32(precision == "tf32"):
             network = self._shared(model, channels_last, optimise)
             chain = _chain(network, scale, self.dtype, self.device)
-            self.graphs = Graphs(chain, self._buffers, self.sizes, self.inner, postprocessor)
+            self.graphs = Graphs(chain, self._buffers, self.sizes, self.inner, postprocessor, network)
 
     # Building
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import bisect
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
 from ...errors import ConfigError
 from ...request import Request
-from ..cudart import Graph, copy, wait
+from ..cudart import Graph, copy, hold_up, wait
 from ..preprocess import PreprocessTensor
 from .post import Postprocessor, on_gpu
 
@@ -21,6 +22,19 @@ WARM_UPS = 4
 _recording = threading.Lock()  # one at a time in a process; ended by the recording's end
 
 Network = Callable[..., Sequence[torch.Tensor]]
+
+IN_TURN = 4
+"""Rows from which on a launch fills the GPU, more or less."""
+
+
+class _Turn:
+    """The end of the last launch of a network on a GPU, by whichever of its instances."""
+
+    last: torch.cuda.Event | None = None
+
+
+_turns: weakref.WeakValueDictionary[tuple[torch.device, int], _Turn] = weakref.WeakValueDictionary()
+"""By GPU and by the identity of what the instances of a network share, which lives as long as they do."""
 
 
 class Graphs:
@@ -35,6 +49,10 @@ class Graphs:
         sizes: the batch sizes to record, rising.
         inner: what makes a batch out of files, or None.
         postprocessor: of which the part that belongs on the GPU is recorded, too.
+        shared: what the instances of a network have in common. With ``inner`` they launch it in turns: it
+            fills the GPU, so two at once take as long as one after the other and both end late. In turns the
+            first one's answers are out, and its instance decodes again, while the second runs. So what a
+            batch takes includes its waiting for the turn.
 
     Raises:
         ConfigError: the network cannot be recorded, or an output has another number of rows.
@@ -47,11 +65,14 @@ class Graphs:
         sizes: Sequence[int],
         inner: PreprocessTensor | None,
         postprocessor: Postprocessor,
+        shared: object,
     ) -> None:
         self.sizes, self.inner, self.postprocessor = sizes, inner, postprocessor
         self.device = buffers[0].device
         self.views = [[buffer[:rows] for rows in range(len(buffer) + 1)] for buffer in buffers]
         self._network = network  # kept, because the graphs read the weights where they are
+        self._shared = shared
+        self._turn = _turns.setdefault((self.device, id(shared)), _Turn())
         self._best: torch.Tensor | None = None
         if postprocessor.endswith("Max"):
             self._best = torch.empty((sizes[-1], 2), pin_memory=True)
@@ -112,9 +133,14 @@ class Graphs:
         """
         size = self.sizes[bisect.bisect_left(self.sizes, rows)]
         stream = torch.cuda.current_stream(self.device)
+        in_turn = self.inner is not None and size >= IN_TURN
+        last = self._turn.last
+        if in_turn and last is not None and last is not self._done:
+            hold_up(stream, last)
         self._graphs[size].launch(stream)
-        if self.inner is not None or self._best is not None:
-            self._done.record(stream)
+        self._done.record(stream)
+        if in_turn:
+            self._turn.last = self._done  # a race lets two run at once, which harms nobody
         if self._best is not None:
             self._done.synchronize()  # ended by the GPU
             return [self._best[:rows]]
@@ -154,7 +180,7 @@ class Graphs:
         torch.cuda.synchronize(self.device)
         self._graphs.clear()
         self._outputs.clear()
-        del self._network
+        del self._network, self._shared, self._turn
 
 
 def batch_sizes(most: int, wanted: Iterable[int] = (), least: int = 1) -> list[int]:

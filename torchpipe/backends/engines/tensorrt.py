@@ -159,6 +159,7 @@ class TensorrtTensor(Backend):
                 batch_sizes(most, least=least),
                 self.inner,
                 self.postprocessor,
+                self._plan,
             )
         except ConfigError as error:
             if isinstance(error.__cause__, RequestError):  # the postprocessor does not fit, recorded or not
