@@ -344,6 +344,10 @@ POOL = torch.nn.Sequential(torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
             {"backend": "S[GpuTensor,ResizePadTensor,Tensor2Mat]", "max_h": 4, "max_w": 4},
             torch.zeros(1, 3, 8, 8),
         ),
+        (
+            {"backend": "S[GpuTensor,ResizeTensor]", "resize_h": 4, "resize_w": 4},
+            [torch.zeros(1, 3, 8, 8), torch.zeros(1, 3, 9, 8)],
+        ),
     ],
     ids=lambda value: value["backend"] if isinstance(value, dict) else "",
 )

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from threads import all_at_once
 
 from torchpipe import ConfigError, MissingKeyError, Pipe, RequestError
-from torchpipe.backends import tensor_resize
+from torchpipe.backends import fused, tensor_resize
 
 gpu = pytest.mark.gpu
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
@@ -540,3 +540,85 @@ def test_on_a_gpu_images_come_out_there_as_they_do_on_the_cpu(config, keys, layo
     assert there["result"].dtype == here["result"].dtype
     difference = (there["result"].cpu().float() - here["result"].float()).abs().max()
     assert difference <= (1 if here["result"].dtype == torch.uint8 else 0.01)
+
+
+@gpu
+@needs_cuda
+@pytest.mark.parametrize("keys", [{"align_corners": True}, {"align_corners": False}, {"antialias": True}])
+@pytest.mark.parametrize("backend", ["ResizeTensor", "ResizePadTensor"])
+def test_on_a_gpu_one_launch_resizes_images_of_all_sizes(backend, keys, monkeypatch):
+    size = {"max_h": 20, "max_w": 30} if "Pad" in backend else {"resize_h": 20, "resize_w": 30}
+    config = {"backend": backend, **size, "align_corners": False, **keys}
+    data = [
+        laid(image(channels, 9 + 3 * i, 60 - i, dtype, i), layout)
+        for channels, dtype in ((3, torch.uint8), (3, torch.float32), (1, torch.float16))
+        for i, layout in enumerate(LAYOUTS)
+    ]
+    others = [image(4, 8, 9), image(4, 9, 9), image(3, 8, 8).double(), image(3, 6, 6).expand(2, -1, -1, -1)]
+    launches = []
+    monkeypatch.setattr(
+        tensor_resize, "launch", lambda *given: launches.append(len(given[0])) or fused.launch(*given)
+    )
+    here = run(config, data=data + others)
+    there = run(config, data=[tensor.cuda() for tensor in data + others])
+    assert launches == [3, 3, 3]
+    alone = run(config, data=data[0].cuda())["result"]
+    assert torch.equal(alone, there["result"][0])  # whatever it came with
+    for want, found, way, back in zip(
+        here["result"], there["result"], here["inverse_trans"], there["inverse_trans"], strict=True
+    ):
+        assert (found.device.type, found.dtype, found.shape) == ("cuda", want.dtype, want.shape)
+        assert found.is_contiguous()
+        torch.testing.assert_close(found.cpu(), want, rtol=1e-4, atol=5e-3)  # of values up to 255
+        np.testing.assert_allclose(back.matrix, way.matrix)
+
+
+@gpu
+@needs_cuda
+def test_many_threads_resize_images_of_all_sizes_on_a_gpu():
+    data = [image(3, 8 + i, 30 - i, torch.uint8, i) for i in range(12)]
+    with Pipe({"backend": "ResizeTensor", "resize_h": 9, "resize_w": 7, "instance_num": 2}) as pipe:
+
+        def client(number: int) -> None:
+            for i in range(20):
+                mine = [data[(number + i + k) % 12] for k in range(5)]
+                request = {"data": [tensor.cuda() for tensor in mine]}
+                pipe(request)
+                for planes, found in zip(mine, request["result"], strict=True):
+                    torch.testing.assert_close(found.cpu(), bilinear(planes, 9, 7), rtol=1e-4, atol=5e-3)
+
+        all_at_once([lambda n=n: client(n) for n in range(16)])
+
+
+def test_where_the_kernel_cannot_be_compiled_that_is_said_once(monkeypatch):
+    def fail(*given):
+        raise RuntimeError("Failed to find C compiler")
+
+    monkeypatch.setattr(fused, "_works", {})
+    monkeypatch.setattr(fused, "fused_resize", fail)
+    with pytest.warns(UserWarning, match=r"for cpu, .* C compiler") as said:
+        found = all_at_once([lambda: fused.works(torch.device("cpu"))] * 8)
+    assert found == [False] * 8
+    assert len(said) == 1
+
+
+def test_a_full_gpu_is_no_reason_to_do_without_the_kernel_from_then_on(monkeypatch):
+    def fail(*given):
+        raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(fused, "_works", {})
+    monkeypatch.setattr(fused, "fused_resize", fail)
+    with pytest.raises(torch.OutOfMemoryError):
+        fused.works(torch.device("cpu"))
+    assert fused._works == {}
+
+
+@gpu
+@needs_cuda
+def test_without_the_kernel_a_gpu_resizes_images_all_the_same(monkeypatch):
+    monkeypatch.setattr(tensor_resize, "works", lambda device: False)
+    planes = [image(3, 8, 9), image(3, 9, 9), image(3, 8, 9)]
+    config = {"backend": "ResizeTensor", "resize_h": 6, "resize_w": 5}
+    found = run(config, data=[each.cuda() for each in planes])["result"]
+    for each, result in zip(planes, found, strict=True):
+        close(result.cpu(), bilinear(each, 6, 5))

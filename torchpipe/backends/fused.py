@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -16,6 +18,12 @@ from .pad import fitted
 
 Fit = Literal["stretch", "pad", "centre_pad", "crop"]
 BLOCK = 256
+MOST_PIXELS = BLOCK * 65535
+"""Of a result: so many blocks are the most in a grid's second axis."""
+
+SOURCES = frozenset((torch.uint8, torch.float16, torch.float32))
+"""The dtypes of images that the kernel reads."""
+
 Box = tuple[int, int, int, int]
 
 
@@ -63,7 +71,7 @@ class Plan:
             rows = list(zip(self.factor, self.summand, self.around, strict=True))
             values = upload(torch.tensor(rows, dtype=torch.float32), device)
             torch.cuda.current_stream(device).synchronize()  # once: other streams will read it
-            self.affine[device] = values
+            self.affine.setdefault(device, values)  # another thread's may be in use by now
         return self.affine[device]
 
 
@@ -92,10 +100,46 @@ def fused_resize(
     if any(view.shape[0] != first.shape[0] or view.dtype != first.dtype for view in views):
         raise RequestError("images of one batch must have the same number of channels and the same dtype")
     if first.is_cuda:
-        sources = [(view.data_ptr(), *view.stride(), *view.shape[1:]) for view in views]
+        sources = [source_of(view) for view in views]
         return launch(sources, plan, first.device, first.dtype, len(first), flips, boxes)
     chosen = boxes if boxes is not None else [(i, None) for i in range(len(views))]
     return torch.cat([_one_on_cpu(views[i], plan, flips, box) for i, box in chosen])
+
+
+def source_of(view: torch.Tensor) -> Source:
+    """Of an image CxHxW on a GPU."""
+    channel, row, column = view.stride()
+    return view.data_ptr(), channel, row, column, view.shape[1], view.shape[2]
+
+
+_works: dict[torch.device, bool] = {}
+_trying = threading.Lock()  # one compiles, others wait; ended by the compiler's end
+
+
+def works(device: torch.device) -> bool:
+    """Whether the kernel can be compiled for a GPU, with Triton and a C compiler; warns once if not.
+
+    Raises:
+        torch.OutOfMemoryError: the GPU is full, so that this could not be tried.
+    """
+    if device in _works:
+        return _works[device]
+    with _trying:
+        if device in _works:
+            return _works[device]
+        try:
+            fused_resize([torch.zeros((3, 2, 2), dtype=torch.uint8, device=device)], Plan(2, 2))
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # of Triton's many, and whatever the compiler says
+            _works[device] = False
+            warnings.warn(
+                f"Triton's kernel cannot be compiled for {device}, images are resized without it: {error}",
+                stacklevel=2,
+            )
+        else:
+            _works[device] = True
+    return _works[device]
 
 
 def planes(image: torch.Tensor) -> torch.Tensor:

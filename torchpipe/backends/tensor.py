@@ -127,7 +127,7 @@ class EachTensor(Backend):
 
 
 @dataclass
-class _Image:
+class Image:
     """One image of a request, and what becomes of it."""
 
     tensor: torch.Tensor
@@ -157,11 +157,8 @@ class ImagesTensor(Backend):
 
     def forward(self, batch: list[Request]) -> None:
         found = [self._images(request) for request in batch]
-        if len(found) == 1 and len(found[0]) == 1:
-            self._change_group(found[0])
-        else:
-            for members in self._groups(found):
-                self._change_group(members)
+        alone = len(found) == 1 and len(found[0]) == 1
+        self._change_groups(found if alone else self._groups(found))
         for request, images in zip(batch, found, strict=True):
             if isinstance(request["data"], (list, tuple)):
                 request["result"] = [image.result for image in images]
@@ -177,13 +174,13 @@ class ImagesTensor(Backend):
         """Images of n x C x H x W, changed as their requests wish, and the way back."""
         raise TypeError(f"{type(self).__name__} must define change(images, wish)")
 
-    def _images(self, request: Request) -> list[_Image]:
+    def _images(self, request: Request) -> list[Image]:
         name, wish = type(self).__name__, self.wish(request)
         tensors = tensors_of(request["data"], name)
-        return [_Image(tensor, layout_of(tensor, name), wish) for tensor in tensors]
+        return [Image(tensor, layout_of(tensor, name), wish) for tensor in tensors]
 
-    def _groups(self, found: list[list[_Image]]) -> Iterable[list[_Image]]:
-        groups: dict[Hashable, list[_Image]] = {}
+    def _groups(self, found: list[list[Image]]) -> Iterable[list[Image]]:
+        groups: dict[Hashable, list[Image]] = {}
         for images in found:
             for image in images:
                 tensor = image.tensor
@@ -193,7 +190,12 @@ class ImagesTensor(Backend):
                 groups.setdefault(alike, []).append(image)
         return groups.values()
 
-    def _change_group(self, members: list[_Image]) -> None:
+    def _change_groups(self, groups: Iterable[list[Image]]) -> None:
+        """Each holds images of equal shape, dtype and device, for which the same is wished."""
+        for members in groups:
+            self._change_group(members)
+
+    def _change_group(self, members: list[Image]) -> None:
         layout, count = members[0].layout, len(members[0].tensor)
         with OneThread():
             together = joined([image.tensor for image in members], layout, self.real)
@@ -201,11 +203,15 @@ class ImagesTensor(Backend):
             rows = count if layout == "nchw" else 1
             parts = changed.split(rows) if len(members) > 1 else (changed,)
             for image, part in zip(members, parts, strict=True):
-                if self.keep and layout == "chw":
-                    part = part[0]
-                elif self.keep and layout == "hwc":
-                    part = part[0].permute(1, 2, 0)
-                image.result, image.inverse = part.contiguous(), inverse
+                self._put(image, part, inverse)
+
+    def _put(self, image: Image, changed: torch.Tensor, inverse: Inverse) -> None:
+        """Keep what became of an image, n x C x H x W, in the layout that the result has."""
+        if self.keep and image.layout == "chw":
+            changed = changed[0]
+        elif self.keep and image.layout == "hwc":
+            changed = changed[0].permute(1, 2, 0)
+        image.result, image.inverse = changed.contiguous(), inverse
 
 
 def layout_of(image: torch.Tensor, name: str) -> Layout:

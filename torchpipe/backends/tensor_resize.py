@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -11,10 +12,12 @@ from ..errors import ConfigError, RequestError
 from ..parameters import Size
 from ..registry import built_in
 from ..request import Request
+from .fused import MOST_PIXELS as MOST_FUSED
+from .fused import SOURCES, Plan, launch, source_of, works
 from .inverse import Inverse
 from .opencv import describe, wanted_size
-from .pad import Padding, PadValue, fitted
-from .tensor import ImagesTensor
+from .pad import Padding, PadValue
+from .tensor import Image, ImagesTensor, as_planes
 
 MOST_PIXELS = 100 * 2**20
 
@@ -48,9 +51,65 @@ def check_area(height: int, width: int, name: str, error: type[Exception] = Conf
         raise error(f"{name}: {height} x {width} are more than {MOST_PIXELS} pixels")
 
 
+class _ToOneSize(ImagesTensor):
+    """Brings images to one size, bilinear; on a GPU those of all sizes by one launch of a kernel.
+
+    One image alone, too: what becomes of it must not depend, in the last digit, on what it came with.
+
+    Attributes:
+        plan: what becomes of each.
+    """
+
+    plan: Plan
+
+    @property
+    def _fused(self) -> bool:
+        """Whether the kernel can make such results."""
+        plan = self.plan
+        return plan.height * plan.width <= MOST_FUSED and not (plan.align_corners and plan.antialias)
+
+    def change(self, images: torch.Tensor, wish: Any) -> tuple[torch.Tensor, Inverse]:
+        plan = self.plan
+        _, _, _, _, _, _, height, width = plan.places(images.shape[-2], images.shape[-1])
+        resized = interpolated(images, height, width, plan.align_corners, plan.antialias)
+        if plan.fit == "pad":
+            border = (0, plan.width - width, 0, plan.height - height)
+            resized = functional.pad(resized, border, value=plan.around[0])
+        return resized, way_back(images.shape, height, width, plan.align_corners)
+
+    def _change_groups(self, groups: Iterable[list[Image]]) -> None:
+        ragged: dict[tuple, list[list[Image]]] = {}
+        for members in groups:
+            first = members[0].tensor
+            planes = as_planes(first, members[0].layout)
+            fits = first.is_cuda and first.dtype in SOURCES and planes.shape[1] in (1, 3) and len(planes) == 1
+            if fits and self._fused:
+                ragged.setdefault((first.device, first.dtype, planes.shape[1]), []).append(members)
+            else:
+                self._change_group(members)
+        for (device, dtype, channels), sizes in ragged.items():
+            if works(device):
+                self._launch([image for members in sizes for image in members], device, dtype, channels)
+            else:
+                super()._change_groups(sizes)
+
+    def _launch(self, images: list[Image], device: torch.device, dtype: torch.dtype, channels: int) -> None:
+        sources = [source_of(as_planes(image.tensor, image.layout)[0]) for image in images]
+        rows = launch(sources, self.plan, device, dtype, channels)
+        for image, source, row in zip(images, sources, rows.split(1), strict=True):
+            size = torch.Size(source[4:])
+            _, _, _, _, _, _, height, width = self.plan.places(*size)
+            self._put(image, row, way_back(size, height, width, self.plan.align_corners))
+
+
 @built_in()
-class ResizeTensor(ImagesTensor):
-    """Resizes images, bilinear; those of equal size in one call (on the CPU: small ones).
+class ResizeTensor(_ToOneSize):
+    """Resizes images, bilinear: on a GPU all in one launch, on the CPU small ones of equal size in one call.
+
+    One launch takes images of one dtype (uint8, float16 or float32) and number of channels (1 or 3), and
+    needs Triton and a C compiler; its values differ from torch's by rounding, 0.005 of 255 at most. Other
+    images on a GPU are resized in one call for each size. The first launch of each kind compiles the kernel,
+    which takes a second once on a machine.
 
     The default ``align_corners = true`` keeps the centres of the corner pixels where they are. What Pillow,
     OpenCV, torchvision and today's training code do is ``align_corners = false``, and for Pillow's and
@@ -83,12 +142,7 @@ class ResizeTensor(ImagesTensor):
         self, resize_h: Size, resize_w: Size, align_corners: bool = True, antialias: bool = False
     ) -> None:
         check_area(resize_h, resize_w, "ResizeTensor")
-        self.height, self.width = resize_h, resize_w
-        self.align_corners, self.antialias = align_corners, antialias
-
-    def change(self, images: torch.Tensor, wish: Any) -> tuple[torch.Tensor, Inverse]:
-        inverse = way_back(images.shape, self.height, self.width, self.align_corners)
-        return interpolated(images, self.height, self.width, self.align_corners, self.antialias), inverse
+        self.plan = Plan(resize_h, resize_w, align_corners=align_corners, antialias=antialias)
 
 
 @built_in()
@@ -169,8 +223,10 @@ class ResizeTensorV1(ImagesTensor):
 
 
 @built_in()
-class ResizePadTensor(ImagesTensor):
+class ResizePadTensor(_ToOneSize):
     """Resizes images in proportion into a box, puts them at its top left and fills up the rest.
+
+    On a GPU all sizes in one launch, where ResizeTensor does so.
 
     Reads ``data``: tensor 1xCxHxW, CxHxW or HxWxC of any dtype, or a list of them. Writes ``result``:
     float32, 1xCx(max_h)x(max_w); ``inverse_trans``: new image -> original, a callable on points and arrays of
@@ -206,13 +262,5 @@ class ResizePadTensor(ImagesTensor):
         antialias: bool = False,
     ) -> None:
         check_area(max_h, max_w, "ResizePadTensor")
-        self.height, self.width = max_h, max_w
-        self.pad_value = Padding("ResizePadTensor", pad_value).values[0]
-        self.align_corners, self.antialias = align_corners, antialias
-
-    def change(self, images: torch.Tensor, wish: Any) -> tuple[torch.Tensor, Inverse]:
-        height, width = fitted(images.shape[-2], images.shape[-1], self.height, self.width)
-        resized = interpolated(images, height, width, self.align_corners, self.antialias)
-        inverse = way_back(images.shape, height, width, self.align_corners)
-        border = (0, self.width - width, 0, self.height - height)
-        return functional.pad(resized, border, value=self.pad_value), inverse
+        value = float(Padding("ResizePadTensor", pad_value).values[0])
+        self.plan = Plan(max_h, max_w, "pad", 1.0, align_corners, antialias, around=(value,) * 3)
