@@ -195,6 +195,16 @@ def test_a_cuda_graph_gives_each_of_many_callers_the_networks_answer(precision, 
             torch.testing.assert_close(answer, net(image), rtol=bound, atol=bound)
 
 
+def test_a_network_may_be_compiled_by_torch():
+    net = torch.nn.Sequential(Classifier(), torch.nn.GELU(), torch.nn.Softmax(-1)).eval()
+    images = [torch.rand(1 + i % 3, 3, 16, 16) for i in range(24)]
+    config = {"backend": "CudaGraphTensor", "model": net, "shape": "3x16x16", "max": 8, "batches": [1, 8]}
+    found = call({**config, "optimise": "compile"}, [{"data": image} for image in images])
+    with torch.no_grad():
+        for image, request in zip(images, found, strict=True):
+            torch.testing.assert_close(request["result"].cpu(), net(image), rtol=1e-4, atol=1e-4)
+
+
 class Slow(torch.nn.Module):
     """Keeps one block of the GPU busy for about 60 ms, so that two could run at once."""
 

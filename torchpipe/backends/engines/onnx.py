@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
 from ...errors import ConfigError, RequestError, optional
-from ...parameters import Count, Numbers
+from ...parameters import Count, DeviceName, Numbers
 from ...registry import built_in
 from ..cuda import upload
 from ..tensor import as_numpy, torch_device
@@ -28,6 +28,8 @@ INPUT_DTYPES = {
     "tensor(bool)": np.bool_,
 }
 
+
+CUDA = "CUDAExecutionProvider"
 
 _SMALLEST = sys.float_info.min  # half of it is denormal, and 0 where those are flushed
 
@@ -67,7 +69,9 @@ class OnnxTensor(Engine):
             outputs stay as they are. That is for GPUs: a CPU gains nothing by it.
         mean: one or three numbers on the scale of 0 to 255, subtracted from the image.
         std: likewise, what the image is then divided by.
-        device: cpu, or cuda where the CUDA build of ONNX Runtime is installed: tensors then stay on the GPU.
+        device: cpu, or cuda where ``onnxruntime-gpu`` for torch's CUDA version is installed instead of
+            ``onnxruntime``: tensors then stay on the GPU, and the session works in a stream of its own, which
+            has no priority; with ``;`` instances take turns.
         threads: how many threads a session may use inside one call; it does not spin.
 
     Raises:
@@ -93,7 +97,7 @@ class OnnxTensor(Engine):
         precision: Literal["fp32", "fp16"] = "fp32",
         mean: Numbers = (),  # type: ignore[assignment]
         std: Numbers = (),  # type: ignore[assignment]
-        device: str = "cpu",
+        device: DeviceName = "cpu",
         threads: Threads = 1,
         force_range: ForcedRange = (),  # type: ignore[assignment]
     ) -> None:
@@ -107,22 +111,42 @@ class OnnxTensor(Engine):
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
-        provider, place = "CPUExecutionProvider", torch_device(device)
-        self.device = place
-        if place.type == "cuda":
-            provider = "CUDAExecutionProvider"
-            if provider not in runtime.get_available_providers():
-                raise ConfigError(f"device = {device!r}: this build of onnxruntime has no {provider}")
-        chosen = [(provider, {"device_id": place.index} if place.type == "cuda" else {})]
+        self.device = torch_device(device)
+        chosen: list = ["CPUExecutionProvider"]
+        if self.device.type == "cuda":
+            if CUDA not in runtime.get_available_providers():
+                raise ConfigError(f"device = {device!r}: this build of onnxruntime has no {CUDA}")
+            chosen = [(CUDA, self._on_gpu(runtime))]
         try:
             network = source if precision == "fp32" else _half(source)
-            with denormals_as_zero():  # the process's first session leaves its setting in this thread
-                self.session = runtime.InferenceSession(network, options, providers=chosen)
+            # The process's first session leaves its settings in this thread, each its GPU as the current one.
+            with denormals_as_zero(), self._current_gpu():
+                self.session = runtime.InferenceSession(network, options, chosen, enable_fallback=0)
         except ImportError:
             raise
         except Exception as error:  # onnxruntime's own classes share no public base
             raise ConfigError(f"model = {model!r}: ONNX Runtime refuses it: {error}") from error
+        if self.device.type == "cuda" and CUDA not in self.session.get_providers():  # it only warns
+            raise ConfigError(
+                f"device = {device!r}: onnxruntime cannot load its {CUDA}; it must be built for the CUDA and "
+                f"cuDNN of torch, which has CUDA {torch.version.cuda}"
+            )
         self._read_signature(model, force_range)
+
+    def _current_gpu(self) -> contextlib.AbstractContextManager:
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
+
+    def _on_gpu(self, runtime: Any) -> dict[str, str]:
+        """What the CUDA provider is told; it works in a stream of this instance and does not wait for it."""
+        self._stream = torch.cuda.Stream(self.device)
+        self._options = runtime.RunOptions()
+        self._options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        return {
+            "device_id": str(self.device.index),
+            "user_compute_stream": str(self._stream.cuda_stream),
+            "use_tf32": "0",  # as torch's default: fp32 is fp32
+            "cudnn_conv_algo_search": "HEURISTIC",  # EXHAUSTIVE takes seconds, at each new batch size
+        }
 
     def _read_signature(self, model: str, force_range: list[int]) -> None:
         inputs = self.session.get_inputs()
@@ -164,7 +188,9 @@ class OnnxTensor(Engine):
     def infer_bound(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
         """Run on tensors where they are, and leave the outputs there: nothing is copied to the host.
 
-        The session works in a stream of its own, so the host waits before and after.
+        On a GPU the session's stream and the current one wait for each other; the host waits for neither.
+        Outputs are copied there: ONNX Runtime would use their memory again as soon as nobody refers to it,
+        whatever stream still reads it, and ``record_stream`` is only for torch's own.
         """
         place, index = self.device.type, self.device.index or 0
         binding = self.session.io_binding()
@@ -177,13 +203,19 @@ class OnnxTensor(Engine):
         for output in self.session.get_outputs():
             binding.bind_output(output.name, place, index)
         if place == "cuda":
-            torch.cuda.current_stream(self.device).synchronize()  # ended by the GPU
+            current = torch.cuda.current_stream(self.device)
+            self._stream.wait_stream(current)
+            self.session.run_with_iobinding(binding, self._options)
+            current.wait_stream(self._stream)
+            return [torch.from_dlpack(value).clone() for value in binding.get_outputs()]
         self.session.run_with_iobinding(binding)
-        binding.synchronize_outputs()
         return [torch.from_dlpack(value) for value in binding.get_outputs()]
 
     def close(self) -> None:
-        del self.session
+        if self.device.type == "cuda":
+            self._stream.synchronize()
+        with self._current_gpu():
+            del self.session
 
     def _check_shape(self, name: str, shape: list, tensor: torch.Tensor) -> None:
         fits = tensor.ndim == len(shape) and all(
