@@ -48,13 +48,13 @@ def photographs(count: int = FILES, seed: int = 0) -> list[bytes]:
     return files
 
 
-def network() -> Any:
-    """ResNet-50 with random weights."""
+def network(name: str = "resnet50") -> Any:
+    """A network of torchvision with random weights."""
     import torch
     import torchvision
 
     torch.manual_seed(0)
-    return torchvision.models.resnet50().eval()
+    return torchvision.models.get_model(name).eval()
 
 
 def engine(case: Case) -> tuple[str, dict[str, Any]]:
@@ -64,7 +64,11 @@ def engine(case: Case) -> tuple[str, dict[str, Any]]:
     else:
         name, settings = (
             "CudaGraphTensor",
-            {"model": network(), "shape": f"3x{SIDE}x{SIDE}", "precision": "fp16"},
+            {
+                "model": network(case.get("network", "resnet50")),
+                "shape": f"3x{SIDE}x{SIDE}",
+                "precision": "fp16",
+            },
         )
     settings |= {"max": MOST, "postprocessor": "SoftmaxArgMax"}
     return name, {f"{name}::{key}": value for key, value in settings.items()}
@@ -397,11 +401,12 @@ def measure(name: str, case: Case, points: list[Any], seconds: float) -> list[di
 
 ALL = [1, 10, 64, 256]
 FEW_CORES = [[10, 4], [64, 4], [256, 4]]
+LISTS = [1, 2, [1, 4], [2, 4]]
 TABLE: list[tuple[str, str, Case, list[Any]]] = [  # a point is a number of clients, or [clients, cores]
     ("ours", "ours", {}, [*ALL, *FEW_CORES]),
     ("omniback, the same backend", "omniback", {}, [1, 10, 64, [10, 4], [64, 4]]),
-    ("ours, lists of 256", "ours, lists of 256", {}, [1, 2, [1, 4], [2, 4]]),
-    ("ours, lists of 1024", "ours, lists of 1024", {}, [1, 2, [1, 4], [2, 4]]),
+    ("ours, lists of 256", "ours, lists of 256", {"instances": 3}, LISTS),
+    ("ours, lists of 1024", "ours, lists of 1024", {"instances": 3}, LISTS),
     ("ours, decoding in a node of its own", "ours", {"nodes": 2}, [*ALL, [64, 4]]),
     ("a lock around eager PyTorch", "lock around eager", {}, [1, 10, 64]),
     ("scheduling alone, no work", "scheduling alone", {}, [*ALL, [64, 4]]),

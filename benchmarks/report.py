@@ -68,7 +68,7 @@ def _number(value: float) -> str:
 def machine() -> dict[str, str]:
     return {
         "python": platform.python_version(),
-        "cores": str(os.cpu_count()),
+        "cores": str(len(os.sched_getaffinity(0))),
         "processor": _processor(),
         "load": " ".join(f"{value:.1f}" for value in os.getloadavg()),
     }

@@ -11,7 +11,14 @@ import pytest
 import torchpipe
 
 ROOT = Path(__file__).parent.parent
-PAGES = ["README.md", "docs/guide.md", "docs/graphs.md", "docs/robustness.md", "docs/backends.md"]
+PAGES = [
+    "README.md",
+    "docs/guide.md",
+    "docs/graphs.md",
+    "docs/robustness.md",
+    "docs/gpu.md",
+    "docs/backends.md",
+]
 MODULES = ["torchpipe.pipe", "torchpipe.model", "torchpipe.reference", "torchpipe.registry"]
 
 

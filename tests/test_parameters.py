@@ -260,6 +260,12 @@ def test_lists_may_be_written_as_text_or_as_lists():
     assert seen_by({"backend": "Seen", "numbers": [1, 2.5]})["numbers"] == [1.0, 2.5]
 
 
+def test_a_list_of_one_may_be_written_as_its_number():
+    assert seen_by({"backend": "Seen", "numbers": 255})["numbers"] == [255.0]
+    with pytest.raises(ConfigError, match="numbers = True"):
+        seen_by({"backend": "Seen", "numbers": True})
+
+
 def test_a_required_parameter_that_is_missing_is_named_with_what_it_accepts():
     with pytest.raises(
         ConfigError, match=r"node 'resize', backend ResizeMat: resize_w is required"

@@ -93,6 +93,14 @@ class Parameter:
     def _adapter(self) -> pydantic.TypeAdapter:
         return pydantic.TypeAdapter(self.annotation, config=_LAX)
 
+    def _takes(self, value: Any) -> bool:
+        """Whether it may be that value as it stands."""
+        try:
+            self._adapter.validate_python(value)
+        except ValueError:
+            return False
+        return True
+
     @functools.cached_property
     def accepts(self) -> str:
         """What it accepts, for people: ``int, 1 to 1024``."""
@@ -102,7 +110,8 @@ class Parameter:
             return _type_name(self.annotation)
 
     def coerce(self, value: Any, where: str) -> Any:
-        """``value`` as this parameter's type: ``"224"`` becomes 224 for an int, ``"1,2"`` [1, 2] for a list.
+        """``value`` as this parameter's type: ``"224"`` becomes 224 for an int, ``"1,2"`` [1, 2] for a list,
+        and a single number a list of one.
 
         Raises:
             ConfigError: naming ``where``, the parameter, the value, and what is accepted.
@@ -110,6 +119,8 @@ class Parameter:
         parts = value
         if isinstance(value, str) and self.is_list:
             parts = [part.strip() for part in value.split(",")] if value.strip() else []
+        elif type(value) in (int, float) and self.is_list and not self._takes(value):
+            parts = [value]
         try:
             return self._adapter.validate_python(parts)
         except ValueError as error:  # pydantic's own, or Python's for a number of 5000 digits
