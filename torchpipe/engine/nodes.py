@@ -19,7 +19,7 @@ from ..request import Request
 from .instances import Instances
 from .journey import Journey, Step
 from .node import Node, Route
-from .pool import Pool, waiting
+from .pool import Pool, Waiting
 from .sending import send
 from .stage import Stage
 from .unscheduled import Unscheduled
@@ -231,7 +231,7 @@ def _call(route: Route, parts: list[Request]) -> list[Outcome]:
     for i, part in enumerate(parts):
         steps += Journey(route, _Part(i, outcomes, left)).start(part)
     send(steps)
-    with waiting():
+    with Waiting():
         for _ in parts:
             left.acquire()  # ended by each part's arrival
     return outcomes

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 Job = Callable[[], None]
 
@@ -96,18 +96,19 @@ class Pool:
                 return
 
 
-@contextlib.contextmanager
-def waiting() -> Iterator[None]:
+class Waiting:
     """Around every wait for what pools do: a pool's thread that waits is replaced meanwhile."""
-    pool: Pool | None = getattr(_current, "pool", None)
-    if pool is None:
-        yield
-        return
-    pool.resize(1)
-    try:
-        yield
-    finally:
-        pool.resize(-1)
+
+    __slots__ = ("_pool",)
+
+    def __enter__(self) -> None:
+        self._pool: Pool | None = getattr(_current, "pool", None)
+        if self._pool is not None:
+            self._pool.resize(1)
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool is not None:
+            self._pool.resize(-1)
 
 
 def run_job(job: Job) -> None:

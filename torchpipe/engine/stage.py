@@ -20,7 +20,7 @@ from .batching import Patience
 from .bound import BoundThread
 from .free import FreeByRange
 from .instance import Instance, own_copy
-from .pool import Pool, run_job, waiting
+from .pool import Pool, Waiting, run_job
 from .priority import PriorityQueue, rank
 from .selection import InOrder, Queue
 from .sending import drop, go_on
@@ -114,7 +114,12 @@ class Stage:
             instance, wait = None, False
             if self.timeout:
                 self.patience.arrive(perf_counter())
-            if self._direct and not (self.pending or self._collecting) and not (self.on_gpu and self._busy()):
+            if (
+                self._direct
+                and self.free
+                and not (self.pending or self._collecting)
+                and not (self.on_gpu and self._busy())
+            ):
                 # An iterator, because an interrupt cannot strike between its step and the try below: after
                 # a call it could, and would lose the instance.
                 try:
@@ -208,7 +213,7 @@ class Stage:
                 self._ring()
             elif self.free:
                 self.dispatch(ticket)
-            with waiting():
+            with Waiting():
                 ticket.wake.acquire()  # ended by whoever serves the ticket
         except BaseException:
             # if the claim fails a batch has it, and its outcome is dropped; but others may wait to be woken
@@ -240,7 +245,10 @@ class Stage:
     def runs_here(self) -> bool:
         """Whether the current thread is running one of the instances: it is inside a backend."""
         me = threading.get_ident()
-        return any(instance.owner == me for instance in self.instances)
+        for instance in self.instances:  # noqa: SIM110 - half as long as a generator, before every wait
+            if instance.owner == me:
+                return True
+        return False
 
     # Batches go out
 
@@ -251,14 +259,14 @@ class Stage:
         waking a thread for each. A caller runs only the batch that its ``own`` request is in, and others
         as long as that is quicker than waking a thread.
         """
+        if self._too_few():
+            return
         mine = self.pool.mine()
         if not mine and threading.current_thread() is threading.main_thread():
             self.pool.put(self.dispatch)
             return
         until = perf_counter() + FAVOUR
-        while self.pending:
-            if self.on_gpu and len(self.pending) < self._busy():
-                return  # whoever ends the running batch looks here after freeing its instance
+        while self.pending and not self._too_few():
             try:
                 instance = self._pop_fitting(len(self.pending))
             except IndexError:
@@ -283,21 +291,21 @@ class Stage:
 
     # A GPU's instances
 
+    def _too_few(self) -> bool:
+        """Whether so few wait that they must; whoever ends the running batch looks here after freeing it."""
+        return self.on_gpu and len(self.pending) < self._busy()
+
     def _busy(self) -> int:
         """The largest batch that runs now. Beside it a GPU starts only one that is as large.
 
         A small one would finish no earlier for being started at once, since the GPU is taken, and would cost
         the host as much as a large one; so two batches of half of the requests take turns.
         """
-        recent = perf_counter() - SHORT
-        return max(
-            (
-                instance.busy_with
-                for instance in self.instances
-                if instance.floor < SHORT and instance.since > recent
-            ),
-            default=0,
-        )
+        recent, most = perf_counter() - SHORT, 0
+        for instance in self.instances:
+            if instance.busy_with > most and instance.floor < SHORT and instance.since > recent:
+                most = instance.busy_with
+        return most
 
     def _caught_up(self, instance: Instance, mine: bool) -> bool:
         """Let an instance's stream end its work before a batch is chosen; False: the pool sees to it."""
