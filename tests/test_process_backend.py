@@ -87,6 +87,20 @@ def running(pid: int) -> bool:
 # Values and keys
 
 
+def test_a_users_own_opencv_code_uses_one_thread_in_a_worker_too():
+    @register_backend
+    class Own(Backend):
+        def __init__(self) -> None:
+            import cv2
+
+            self.threads = cv2.getNumThreads
+
+        def forward_one(self, request: dict) -> None:
+            request["result"] = self.threads()
+
+    assert run("Process[Own]", data=1)["result"] == 1
+
+
 def test_the_child_runs_in_another_process_and_each_instance_has_its_own():
     mortal()
     with Pipe({"backend": "Process[mortal]", "instance_num": 2}) as pipe:

@@ -7,7 +7,6 @@ import atexit
 import contextlib
 import functools
 import os
-import sys
 import threading
 import time
 import weakref
@@ -26,11 +25,11 @@ from .engine.outcome import Outcome
 from .engine.sending import enqueue, travel
 from .engine.stage import Stage
 from .engine.unscheduled import Unscheduled
+from .environment import settle_process
 from .errors import ConfigError, PipeClosedError, ReentryError, RequestError
 from .event import Event
 from .explain import Explanation, explain
 from .graph import check_graph
-from .memory import keep_freed_memory
 from .request import Request
 from .stats import node_stats
 
@@ -67,7 +66,7 @@ class Pipe:
         self._released = False
         graph = check_graph(self.config.nodes)
         self._nodes = Nodes(self.config, graph)
-        _settle_process()  # now that the backends have imported what they use
+        settle_process()  # now that the backends have imported what they use
         self._entrance = Entrance(self.config, graph, self._nodes)
         self._built = True
         _open.add(self)
@@ -405,14 +404,6 @@ class Pipe:
         for stage in self._nodes.stages.values():
             if isinstance(stage, Stage):
                 stage.flush(PipeClosedError(f"{CLOSED} without waiting for what had not started"))
-
-
-def _settle_process() -> None:
-    """What is set for the whole process, and helps users' own backends too."""
-    keep_freed_memory()
-    if sys.modules.get("cv2") is not None:
-        with contextlib.suppress(ImportError):  # a user's own module of that name
-            from .backends import opencv  # noqa: F401 - which sets it up for many threads
 
 
 def _kept(config: Any) -> Any:

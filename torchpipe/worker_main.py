@@ -14,8 +14,8 @@ import traceback
 from typing import TYPE_CHECKING, Any
 
 from .channel import Channel, Gone, dumps, told, unpicklable
+from .environment import settle_process
 from .errors import ConfigError, WorkerError, note
-from .memory import keep_freed_memory
 from .request import Request
 
 if TYPE_CHECKING:
@@ -28,7 +28,6 @@ Changes = tuple[dict[str, Any], dict[str, str], list[str]]
 def serve(descriptor: int, lifeline: int) -> None:
     """The worker's main function: build the backend that comes first, then run one batch after the other."""
     _die_with_parent(lifeline)
-    keep_freed_memory()
     end = socket.socket(fileno=descriptor)
     end.set_inheritable(False)
     os.register_at_fork(after_in_child=end.close)  # a child of the worker must not hide the worker's death
@@ -64,6 +63,7 @@ def _build(channel: Channel) -> Backend | None:
         exported, unbuilt = pickle.loads(build)
         install(exported)
         backend = unbuilt.build()
+        settle_process()  # now that what it uses is imported
     except ImportError as error:
         message = f"cannot be built in a worker process: {told(error)}; a worker imports modules by name"
         _reply("unbuilt", channel, ConfigError(message), error)

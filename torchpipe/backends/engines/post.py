@@ -77,11 +77,15 @@ def _deliver_best(
     name: str, rows: list[list[float]], batch: Sequence[Request], counts: Sequence[int]
 ) -> None:
     start = 0
+    score: float | list[float]
+    number: int | list[int]
     for request, count in zip(batch, counts, strict=True):
-        scores = [row[0] for row in rows[start : start + count]]
-        classes = [int(row[1]) for row in rows[start : start + count]]
+        if count == 1:
+            score, number = rows[start][0], int(rows[start][1])
+        else:
+            own = rows[start : start + count]
+            score, number = [row[0] for row in own], [int(row[1]) for row in own]
         start += count
-        score, number = (scores[0], classes[0]) if count == 1 else (scores, classes)
         if name == "SoftmaxMax":
             request["result"] = [number, score]
         else:
