@@ -138,7 +138,8 @@ class Graphs:
         if in_turn and last is not None and last is not self._done:
             hold_up(stream, last)
         self._graphs[size].launch(stream)
-        self._done.record(stream)
+        if self.inner is not None or self._best is not None:
+            self._done.record(stream)
         if in_turn:
             self._turn.last = self._done  # a race lets two run at once, which harms nobody
         if self._best is not None:
