@@ -119,7 +119,7 @@ class OnnxTensor(Engine):
             chosen = [(CUDA, self._on_gpu(runtime))]
         try:
             network = source if precision == "fp32" else _half(source)
-            # The process's first session leaves its settings in this thread, each its GPU as the current one.
+            # A session leaves settings in the thread that makes it: of denormals, and its GPU as the current.
             with denormals_as_zero(), self._current_gpu():
                 self.session = runtime.InferenceSession(network, options, chosen, enable_fallback=0)
         except ImportError:
@@ -205,8 +205,10 @@ class OnnxTensor(Engine):
         if place == "cuda":
             current = torch.cuda.current_stream(self.device)
             self._stream.wait_stream(current)
-            self.session.run_with_iobinding(binding, self._options)
-            current.wait_stream(self._stream)
+            try:
+                self.session.run_with_iobinding(binding, self._options)
+            finally:  # whatever it raised, it may still read the inputs
+                current.wait_stream(self._stream)
             return [torch.from_dlpack(value).clone() for value in binding.get_outputs()]
         self.session.run_with_iobinding(binding)
         return [torch.from_dlpack(value) for value in binding.get_outputs()]
