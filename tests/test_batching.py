@@ -86,6 +86,27 @@ class TestCosts:
         costs = learned(0, each, [1, 2, 4, 8])
         assert costs.best_size(waiting, limit) <= max(1, math.isqrt(waiting) // 10)
 
+    @given(seconds, st.integers(2, 500), st.integers(2, 64))
+    def test_while_nothing_tells_what_one_more_costs_a_batch_of_twice_the_size_is_tried(
+        self, cost, waiting, limit
+    ):
+        assert Costs().best_size(waiting, limit) == limit  # there is nothing to lose yet
+        assert learned(cost, 0, [1]).best_size(waiting, limit) == 2
+
+    @pytest.mark.parametrize(("fixed", "each", "sizes"), [(5, 0, [2, 4, 8, 16]), (0, 5, [2])])
+    def test_what_has_paid_is_doubled_and_what_has_not_is_not(self, fixed, each, sizes):
+        costs, tried = learned(fixed + each, 0, [1] * 40), []
+        for _ in range(4):
+            size = costs.best_size(100, 16)
+            if size == 1 or tried[-1:] == [16]:
+                break
+            tried.append(size)
+            costs.add(size, fixed + each * size)
+        assert sorted({*tried}) == sizes
+        for _ in range(2000):  # for long, there has been nothing but single requests
+            costs.add(1, fixed + each)
+        assert costs.best_size(100, 16) == sizes[-1]
+
 
 class TestArrivals:
     @given(st.floats(1e-7, 0.7))

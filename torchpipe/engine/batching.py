@@ -10,6 +10,9 @@ FADE = 0.98
 COST_FADE = 0.995
 """The same for what batches cost: about the last 200 count."""
 
+PAYS = 1.8
+"""A batch of twice the size pays if it takes less than so many times as long."""
+
 WAKE = 60e-6
 """Seconds that a thread loses by going to sleep for company and waking again."""
 
@@ -19,16 +22,17 @@ class Costs:
 
     Least squares over observations with exponentially falling weights. The first batch of each size does
     not count, since libraries prepare themselves in it. While (nearly) all batches have one size nothing
-    tells ``fixed`` from ``each``, and all counts as fixed: larger batches are tried then, and what they
-    bring is learned.
+    tells ``fixed`` from ``each``, and all counts as fixed: larger batches are tried then, of twice the size,
+    and what they bring is learned.
     """
 
-    __slots__ = ("_n", "_nn", "_nt", "_t", "_weight", "by_size", "each", "fixed")
+    __slots__ = ("_n", "_nn", "_nt", "_t", "_told", "_weight", "by_size", "each", "fixed")
 
     def __init__(self) -> None:
         self._weight = self._n = self._nn = self._t = self._nt = 0.0
         self.by_size: dict[int, float] = {}
         self.fixed = self.each = 0.0
+        self._told = False  # whether sizes differ enough to tell one from the other
 
     def add(self, size: int, seconds: float) -> None:
         """Learn that a batch of ``size`` took ``seconds``."""
@@ -45,7 +49,8 @@ class Costs:
         self._nt = self._nt * COST_FADE + size * seconds
         variance = self._weight * self._nn - self._n * self._n
         self.each = 0.0
-        if variance > 0.01 * self._weight * self._n:
+        self._told = variance > 0.01 * self._weight * self._n
+        if self._told:
             slope = (self._weight * self._nt - self._n * self._t) / variance
             self.each = min(max(slope, 0.0), self._t / self._n)
         self.fixed = max((self._t - self.each * self._n) / self._weight, 0.0)
@@ -57,9 +62,21 @@ class Costs:
         least for k = sqrt(waiting * fixed / each): large batches where they save time, single requests where
         they only make the first wait for the last. The longer the queue, the more throughput counts.
         """
-        if waiting <= 1 or self.each <= 0:
+        if waiting <= 1:
             return limit
-        return min(max(int(math.sqrt(waiting * self.fixed / self.each)), 1), limit)
+        if self.each > 0:
+            return min(max(int(math.sqrt(waiting * self.fixed / self.each)), 1), limit)
+        return limit if self._told or not self._weight else min(self._trial(limit), limit)
+
+    def _trial(self, limit: int) -> int:
+        """The size to try while nothing tells what one more costs: twice the usual, doubled while that paid.
+
+        A full batch would tell more, but where it does not pay its requests wait many times as long for that.
+        """
+        size = 2 * max(round(self._n / self._weight), 1)
+        while size < limit and self.by_size.get(size, math.inf) < PAYS * self.by_size.get(size // 2, 0.0):
+            size *= 2
+        return size
 
 
 class Arrivals:
