@@ -66,15 +66,21 @@ class Costs:
             return limit
         if self.each > 0:
             return min(max(int(math.sqrt(waiting * self.fixed / self.each)), 1), limit)
-        return limit if self._told or not self._weight else min(self._trial(limit), limit)
+        return limit if self._told or not self._weight else min(self._trial(), limit)
 
-    def _trial(self, limit: int) -> int:
+    def gain(self, size: int) -> float:
+        """Seconds that one more request in a batch of ``size`` saves, over running it alone afterwards."""
+        if self._told or not self._weight or size < self._trial():
+            return self.fixed - size * self.each
+        return 0.0
+
+    def _trial(self) -> int:
         """The size to try while nothing tells what one more costs: twice the usual, doubled while that paid.
 
         A full batch would tell more, but where it does not pay its requests wait many times as long for that.
         """
         size = 2 * max(round(self._n / self._weight), 1)
-        while size < limit and self.by_size.get(size, math.inf) < PAYS * self.by_size.get(size // 2, 0.0):
+        while self.by_size.get(size, math.inf) < PAYS * self.by_size.get(size // 2, 0.0):
             size *= 2
         return size
 
@@ -174,7 +180,7 @@ class Patience:
 
     def wait(self, size: int, now: float, costs: Costs) -> float:
         """Seconds to wait for one more request, 0 to go at once."""
-        gain = costs.fixed - size * costs.each
+        gain = costs.gain(size)
         if gain <= (size + 1) * 2 * WAKE:
             return 0.0
         expected = self.returns if self._nobody_yet else self.arrivals
