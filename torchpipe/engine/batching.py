@@ -68,11 +68,9 @@ class Costs:
             return min(max(int(math.sqrt(waiting * self.fixed / self.each)), 1), limit)
         return limit if self._told or not self._weight else min(self._trial(), limit)
 
-    def gain(self, size: int) -> float:
-        """Seconds that one more request in a batch of ``size`` saves, over running it alone afterwards."""
-        if self._told or not self._weight or size < self._trial():
-            return self.fixed - size * self.each
-        return 0.0
+    def goes_for(self, size: int) -> bool:
+        """Whether ``fixed`` and ``each`` hold for a batch of ``size``, or it is one to try."""
+        return self._told or not self._weight or size <= self._trial()
 
     def _trial(self) -> int:
         """The size to try while nothing tells what one more costs: twice the usual, doubled while that paid.
@@ -180,8 +178,8 @@ class Patience:
 
     def wait(self, size: int, now: float, costs: Costs) -> float:
         """Seconds to wait for one more request, 0 to go at once."""
-        gain = costs.gain(size)
-        if gain <= (size + 1) * 2 * WAKE:
+        gain = costs.fixed - size * costs.each
+        if gain <= (size + 1) * 2 * WAKE or not costs.goes_for(size + 1):
             return 0.0
         expected = self.returns if self._nobody_yet else self.arrivals
         return expected.best_wait(now, gain, size + 1)
