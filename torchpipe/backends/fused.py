@@ -18,8 +18,8 @@ from .pad import fitted
 
 Fit = Literal["stretch", "pad", "centre_pad", "crop"]
 BLOCK = 256
-MOST_PIXELS = BLOCK * 65535
-"""Of a result: so many blocks are the most in a grid's second axis."""
+LARGEST_RESULT = BLOCK * 65535
+"""Pixels: so many blocks are the most in a grid's second axis."""
 
 SOURCES = frozenset((torch.uint8, torch.float16, torch.float32))
 """The dtypes of images that the kernel reads."""
@@ -122,24 +122,22 @@ def works(device: torch.device) -> bool:
     Raises:
         torch.OutOfMemoryError: the GPU is full, so that this could not be tried.
     """
-    if device in _works:
-        return _works[device]
     with _trying:
         if device in _works:
             return _works[device]
         try:
             fused_resize([torch.zeros((3, 2, 2), dtype=torch.uint8, device=device)], Plan(2, 2))
+            _works[device] = True
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # of Triton's many, and whatever the compiler says
             _works[device] = False
             warnings.warn(
-                f"Triton's kernel cannot be compiled for {device}, images are resized without it: {error}",
+                f"Triton's kernel cannot be compiled for {device}, images are resized without it: {error}; "
+                "it needs pip install 'torchpipe[gpu]' and a C compiler",
                 stacklevel=2,
             )
-        else:
-            _works[device] = True
-    return _works[device]
+        return _works[device]
 
 
 def planes(image: torch.Tensor) -> torch.Tensor:

@@ -12,8 +12,7 @@ from ..errors import ConfigError, RequestError
 from ..parameters import Size
 from ..registry import built_in
 from ..request import Request
-from .fused import MOST_PIXELS as MOST_FUSED
-from .fused import SOURCES, Plan, launch, source_of, works
+from .fused import LARGEST_RESULT, SOURCES, Plan, launch, source_of, works
 from .inverse import Inverse
 from .opencv import describe, wanted_size
 from .pad import Padding, PadValue
@@ -66,11 +65,16 @@ class _ToOneSize(ImagesTensor):
     def _fused(self) -> bool:
         """Whether the kernel can make such results."""
         plan = self.plan
-        return plan.height * plan.width <= MOST_FUSED and not (plan.align_corners and plan.antialias)
+        return plan.height * plan.width <= LARGEST_RESULT and not (plan.align_corners and plan.antialias)
+
+    def _inner(self, height: int, width: int) -> tuple[int, int]:
+        """The height and width that an image itself gets."""
+        *_, height, width = self.plan.places(height, width)
+        return height, width
 
     def change(self, images: torch.Tensor, wish: Any) -> tuple[torch.Tensor, Inverse]:
         plan = self.plan
-        _, _, _, _, _, _, height, width = plan.places(images.shape[-2], images.shape[-1])
+        height, width = self._inner(*images.shape[-2:])
         resized = interpolated(images, height, width, plan.align_corners, plan.antialias)
         if plan.fit == "pad":
             border = (0, plan.width - width, 0, plan.height - height)
@@ -97,9 +101,8 @@ class _ToOneSize(ImagesTensor):
         sources = [source_of(as_planes(image.tensor, image.layout)[0]) for image in images]
         rows = launch(sources, self.plan, device, dtype, channels)
         for image, source, row in zip(images, sources, rows.split(1), strict=True):
-            size = torch.Size(source[4:])
-            _, _, _, _, _, _, height, width = self.plan.places(*size)
-            self._put(image, row, way_back(size, height, width, self.plan.align_corners))
+            size = torch.Size(source[-2:])
+            self._put(image, row, way_back(size, *self._inner(*size), self.plan.align_corners))
 
 
 @built_in()
@@ -263,4 +266,6 @@ class ResizePadTensor(_ToOneSize):
     ) -> None:
         check_area(max_h, max_w, "ResizePadTensor")
         value = float(Padding("ResizePadTensor", pad_value).values[0])
-        self.plan = Plan(max_h, max_w, "pad", 1.0, align_corners, antialias, around=(value,) * 3)
+        self.plan = Plan(
+            max_h, max_w, "pad", align_corners=align_corners, antialias=antialias, around=(value,) * 3
+        )

@@ -66,17 +66,16 @@ class Costs:
             return limit
         if self.each > 0:
             return min(max(int(math.sqrt(waiting * self.fixed / self.each)), 1), limit)
-        return limit if self._told or not self._weight else min(self._trial(), limit)
+        return int(min(self.most(), limit))
 
-    def goes_for(self, size: int) -> bool:
-        """Whether ``fixed`` and ``each`` hold for a batch of ``size``, or it is one to try."""
-        return self._told or not self._weight or size <= self._trial()
+    def most(self) -> float:
+        """The largest size worth trying; while nothing tells what one more costs twice the usual, or more.
 
-    def _trial(self) -> int:
-        """The size to try while nothing tells what one more costs: twice the usual, doubled while that paid.
-
-        A full batch would tell more, but where it does not pay its requests wait many times as long for that.
+        It is doubled where that has paid before. A full batch would tell more, but where it does not pay its
+        requests wait many times as long for that.
         """
+        if self._told or not self._weight:
+            return math.inf
         size = 2 * max(round(self._n / self._weight), 1)
         while self.by_size.get(size, math.inf) < PAYS * self.by_size.get(size // 2, 0.0):
             size *= 2
@@ -179,7 +178,7 @@ class Patience:
     def wait(self, size: int, now: float, costs: Costs) -> float:
         """Seconds to wait for one more request, 0 to go at once."""
         gain = costs.fixed - size * costs.each
-        if gain <= (size + 1) * 2 * WAKE or not costs.goes_for(size + 1):
+        if gain <= (size + 1) * 2 * WAKE or size + 1 > costs.most():
             return 0.0
         expected = self.returns if self._nobody_yet else self.arrivals
         return expected.best_wait(now, gain, size + 1)

@@ -30,11 +30,13 @@ IN_TURN = 4
 class _Turn:
     """The end of the last launch of a network on a GPU, by whichever of its instances."""
 
-    last: torch.cuda.Event | None = None
+    def __init__(self, shared: object) -> None:
+        self._shared = shared  # kept, since its identity is the key to this
+        self.last: torch.cuda.Event | None = None
 
 
 _turns: weakref.WeakValueDictionary[tuple[torch.device, int], _Turn] = weakref.WeakValueDictionary()
-"""By GPU and by the identity of what the instances of a network share, which lives as long as they do."""
+"""By GPU and by the identity of what the instances of a network share."""
 
 
 class Graphs:
@@ -71,8 +73,7 @@ class Graphs:
         self.device = buffers[0].device
         self.views = [[buffer[:rows] for rows in range(len(buffer) + 1)] for buffer in buffers]
         self._network = network  # kept, because the graphs read the weights where they are
-        self._shared = shared
-        self._turn = _turns.setdefault((self.device, id(shared)), _Turn())
+        self._turn = _turns.setdefault((self.device, id(shared)), _Turn(shared))
         self._best: torch.Tensor | None = None
         if postprocessor.endswith("Max"):
             self._best = torch.empty((sizes[-1], 2), pin_memory=True)
@@ -181,7 +182,7 @@ class Graphs:
         torch.cuda.synchronize(self.device)
         self._graphs.clear()
         self._outputs.clear()
-        del self._network, self._shared, self._turn
+        del self._network, self._turn
 
 
 def batch_sizes(most: int, wanted: Iterable[int] = (), least: int = 1) -> list[int]:

@@ -115,7 +115,10 @@ class OnnxTensor(Engine):
         chosen: list = ["CPUExecutionProvider"]
         if self.device.type == "cuda":
             if CUDA not in runtime.get_available_providers():
-                raise ConfigError(f"device = {device!r}: this build of onnxruntime has no {CUDA}")
+                raise ConfigError(
+                    f"device = {device!r}: this build of onnxruntime has no {CUDA}; install onnxruntime-gpu "
+                    "instead of onnxruntime"
+                )
             chosen = [(CUDA, self._on_gpu(runtime))]
         try:
             network = source if precision == "fp32" else _half(source)
