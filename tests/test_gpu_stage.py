@@ -62,7 +62,7 @@ def test_a_batch_is_chosen_only_when_the_stream_has_done_the_last_one(on_clockwo
     assert sizes == [1, 8]
 
 
-def test_beside_a_running_batch_only_one_as_large_is_started(on_clockwork):
+def test_beside_a_running_batch_a_portion_is_waited_for(on_clockwork):
     gate, sizes = Gate(), []
 
     def forward(batch):
@@ -76,19 +76,66 @@ def test_beside_a_running_batch_only_one_as_large_is_started(on_clockwork):
         for _ in range(3):
             pipe({"data": 0})  # batches are short, it learns
         sizes.clear()
-        first = threading.Thread(target=pipe, args=([{"data": "first"} for _ in range(3)],))
+        first = threading.Thread(target=pipe, args=([{"data": "first"} for _ in range(8)],))
         first.start()
         gate.wait_for_one()
-        two = [Call(pipe, {"data": i}) for i in range(2)]
-        until(lambda: pipe.stats()["node"]["queued"] == 2, "two wait beside the batch of three")
+        five = [Call(pipe, {"data": i}) for i in range(5)]
+        until(lambda: pipe.stats()["node"]["queued"] == 5, "five wait beside the batch of eight")
         time.sleep(0.05)
-        assert sizes == [3]
-        third = Call(pipe, {"data": 2})  # now they are as many
-        for call in (*two, third):
+        assert sizes == [8]
+        sixth = Call(pipe, {"data": 5})  # of the fourteen who are here that is a portion
+        for call in (*five, sixth):
             call.answer()
-        assert sizes == [3, 3]
+        assert sizes == [8, 6]
         gate.open()
         first.join()
+
+
+def test_many_that_come_at_once_are_shared_by_the_instances(on_clockwork):
+    sizes = []
+
+    def forward(batch):
+        sizes.append(len(batch))
+        copy_data(batch)
+
+    on_clockwork(forward, seconds=0.01)
+    for count, largest, batches in ((2, 24, 3), (1, 60, 1)):
+        sizes.clear()
+        with torchpipe.pipe({"backend": "Clocked", "instance_num": count}) as pipe:
+            pipe([{"data": i} for i in range(60)])
+        assert (max(sizes), len(sizes)) == (largest, batches)
+
+
+def test_few_that_come_at_once_are_one_batch(on_clockwork):
+    sizes = []
+
+    def forward(batch):
+        sizes.append(len(batch))
+        copy_data(batch)
+
+    on_clockwork(forward)
+    with torchpipe.pipe({"backend": "Clocked", "instance_num": 4}) as pipe:
+        pipe([{"data": i} for i in range(8)])
+    assert sizes == [8]
+
+
+def test_clients_who_call_again_and_again_find_all_instances_at_work(on_clockwork):
+    sizes, running, beside = [], [], []
+
+    def forward(batch):
+        running.append(batch)
+        beside.append(len(running))
+        sizes.append(len(batch))
+        time.sleep(0.004)
+        copy_data(batch)
+        running.remove(batch)
+
+    on_clockwork(forward)
+    with torchpipe.pipe({"backend": "Clocked", "instance_num": 2}) as pipe:
+        all_at_once([lambda: [pipe({"data": i}) for i in range(40)]] * 30)
+    assert sum(sizes) == 30 * 40
+    assert max(sizes[20:]) <= 22  # not nearly all of them in one batch, with the other instance idle
+    assert beside.count(2) > len(beside) / 2
 
 
 def test_what_waits_beside_a_batch_is_run_when_that_ends(on_clockwork):

@@ -54,7 +54,7 @@ armed = False
 wrong = []
 
 def interrupt(signum, frame):
-    if armed:
+    if armed and frame.f_back is not None:  # in a call, not in the steps of this script around it
         raise KeyboardInterrupt
 
 signal.signal(signal.SIGINT, interrupt)

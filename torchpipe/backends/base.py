@@ -40,6 +40,8 @@ class Backend:
         device: the ``torch.device`` it computes on, where that is a GPU: its instance then has a stream of
             its own there, which is current while ``forward`` runs.
         priority: of that stream, -1 for high, 0 for low; None where it does not matter.
+        synchronous: whether ``forward`` itself lets the host wait for all it did there (default False):
+            then nobody else has to.
     """
 
     max: int = 1
@@ -48,6 +50,7 @@ class Backend:
     shared: bool = False
     device: Any = None
     priority: int | None = None
+    synchronous: bool = False
     parts: tuple[Backend, ...] = ()  # the backends between its brackets
     label: str = ""  # how it is written in the configuration, for messages
     filter: Filter | None = None  # what stands in front of it in the expression

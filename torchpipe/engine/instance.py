@@ -168,7 +168,7 @@ def _stream_of(backend: Backend) -> InstanceStream | None:
             from ..streams import InstanceStream  # not before: a pipe without a GPU needs no torch
 
             wishes = [part.priority for part in backend.tree() if part.priority is not None]
-            return InstanceStream(part.device, wishes[0] if wishes else 0)
+            return InstanceStream(part.device, wishes[0] if wishes else 0, backend.synchronous)
     return None
 
 

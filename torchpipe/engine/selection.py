@@ -25,10 +25,10 @@ class InOrder:
     def admit(self, ticket: Ticket) -> None:
         """Look at a request when it comes; raises what makes it impossible to run."""
 
-    def room(self, instance: Instance, waiting: int) -> int:
-        """How large a batch to take for an instance while ``waiting`` requests wait."""
+    def room(self, instance: Instance, waiting: int, portion: int) -> int:
+        """How large a batch to take for an instance while ``waiting`` wait; a GPU's takes its ``portion``."""
         if instance.stream is not None:
-            return instance.max  # small batches would not end earlier: a GPU runs one after the other
+            return min(instance.max, portion)
         return instance.costs.best_size(waiting, instance.max)
 
     def take(self, pending: Queue, room: int) -> tuple[list[Ticket], list[Ticket]]:
@@ -79,7 +79,7 @@ class ByWeight(InOrder):
             raise RequestError(f"request_size = {weight}: this node takes 1 to {self._limit} in one batch")
         return weight
 
-    def room(self, instance: Instance, waiting: int) -> int:
+    def room(self, instance: Instance, waiting: int, portion: int) -> int:
         return instance.max
 
     def take(self, pending: Queue, room: int) -> tuple[list[Ticket], list[Ticket]]:

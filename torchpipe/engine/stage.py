@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import math
 import threading
 import time
 from collections import deque
@@ -41,6 +42,12 @@ FAVOUR = 1e-3
 
 SHORT = 20e-3
 """Seconds that a request waits at most, about, for a running batch of a GPU to end."""
+
+FEW = 8
+"""A GPU runs so many requests in little more time than one: no batch is made smaller on purpose."""
+
+FORGET = 0.95
+"""What is left, after a batch of a GPU, of the most requests that were here at once."""
 
 WOKEN = 60.0
 """Seconds for which a thread that was struck while it waited still waits, so as to wake the next."""
@@ -101,6 +108,7 @@ class Stage:
         self._pop_free = iter(pop, None)
         self._collecting: threading.Lock | None = None  # the bell of a batch that waits for company
         self._enough = 1  # how many must have come for an arrival to ring it
+        self._crowd = 0.0  # the most requests of late that waited or ran at once, on a GPU
         self._direct = not (threads or self._looks or self.watched)  # a caller may just run its request
 
     # Requests come in
@@ -118,7 +126,7 @@ class Stage:
                 self._direct
                 and self.free
                 and not (self.pending or self._collecting)
-                and not (self.on_gpu and self._busy())
+                and not (self.on_gpu and self._least())
             ):
                 # An iterator, because an interrupt cannot strike between its step and the try below: after
                 # a call it could, and would lose the instance.
@@ -293,19 +301,30 @@ class Stage:
 
     def _too_few(self) -> bool:
         """Whether so few wait that they must; whoever ends the running batch looks here after freeing it."""
-        return self.on_gpu and len(self.pending) < self._busy()
+        return self.on_gpu and len(self.pending) < self._least()
 
-    def _busy(self) -> int:
-        """The largest batch that runs now. Beside it a GPU starts only one that is as large.
+    def _least(self) -> int:
+        """How many must wait for a GPU to start one more batch: a portion beside others, any number alone.
 
         A small one would finish no earlier for being started at once, since the GPU is taken, and would cost
-        the host as much as a large one; so two batches of half of the requests take turns.
+        the host as much as a large one.
         """
-        recent, most = perf_counter() - SHORT, 0
+        recent, running, short = perf_counter() - SHORT, 0, False
         for instance in self.instances:
-            if instance.busy_with > most and instance.floor < SHORT and instance.since > recent:
-                most = instance.busy_with
-        return most
+            if instance.busy_with:
+                running += instance.busy_with
+                short = short or (instance.floor < SHORT and instance.since > recent)
+        self._crowd = max(self._crowd, len(self.pending) + running)
+        return min(self._portion(), self.max) if short else 0
+
+    def _portion(self) -> int:
+        """The batch with which k instances never wait: k portions run, and about one is on its way back.
+
+        Its callers are being woken, one after the other, and call again. A batch of all that wait would leave
+        its instance idle meanwhile. Half a portion is counted, because those who are on their way are never
+        all in the crowd.
+        """
+        return math.ceil(self._crowd / (len(self.instances) + 0.5))
 
     def _caught_up(self, instance: Instance, mine: bool) -> bool:
         """Let an instance's stream end its work before a batch is chosen; False: the pool sees to it."""
@@ -459,7 +478,13 @@ class Stage:
 
     def _take_for(self, instance: Instance) -> list[Ticket]:
         """The next batch of an instance; empty if fewer are left than it takes."""
-        room = self.selection.room(instance, len(self.pending))
+        portion = UNLIMITED
+        if self.on_gpu and len(self.instances) > 1:
+            portion = max(self._portion(), FEW)
+            self._crowd *= FORGET
+            if len(self.pending) < portion + FEW:
+                portion = UNLIMITED  # nor is a rest left that is small
+        room = self.selection.room(instance, len(self.pending), portion)
         tickets = self._take(max(room, instance.min))
         if len(tickets) >= instance.min:
             return tickets

@@ -105,6 +105,7 @@ class CudaGraphTensor(Engine):
         self.sizes = batch_sizes(max, batches)
         self.dtype = PRECISIONS[precision]
         self.postprocessor = postprocessor
+        self.synchronous = postprocessor != "split"
         scale = Normalise(list(mean), list(std)) if mean or std else None
         if scale is not None and self.inputs != 1:
             raise ConfigError(f"mean and std are for networks of one input, shape = {shape!r}")

@@ -116,6 +116,7 @@ class TensorrtTensor(Backend):
             raise ConfigError(f"device = {device!r}: TensorRT needs a GPU")
         self.trt, self.logger = api.load(log_level)
         self.postprocessor, self.last_only = postprocessor, only_keep_last_batch
+        self.synchronous = postprocessor != "split"
         self.budget = weight_budget_percentage
         forced = force_layer_norm_pattern_fp32 or any((fp32, fp16, output_fp32, output_fp16))
         api.check_streaming(self.trt, precision, forced, self.budget)
