@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import glob
 import importlib.util
+import threading
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -20,6 +23,11 @@ RGB_PLANES = 3  # nvjpegOutputFormat_t
 ALIGNED = 256
 ARCH_MISMATCH = 7  # nvjpegStatus_t: this GPU has no such engines
 
+IN_TURN = 32
+"""Files from which on a GPU's decoders take turns: at once all would end late, in turns one ends early."""
+
+_turns: dict[torch.device, threading.Lock] = defaultdict(threading.Lock)  # ended by nvJPEG's call
+
 
 class NvJpegError(RuntimeError):
     """nvJPEG refused a batch; the number is its status."""
@@ -33,7 +41,7 @@ class NvJpeg:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
+        self.device, self._turn = device, _turns[device]
         self._library = _load()
         self._handle, self._state = ctypes.c_void_p(), ctypes.c_void_p()
         self.hardware = True
@@ -91,14 +99,15 @@ class NvJpeg:
             rows.append((place, place + area, place + 2 * area, 0, width, width, width, 0))
         images = np.array(rows, np.uint64)
         stream = torch.cuda.current_stream(self.device)
-        status = library.nvjpegDecodeBatched(
-            self._handle,
-            self._state,
-            (ctypes.c_char_p * count)(*files),
-            (ctypes.c_size_t * count)(*map(len, files)),
-            ctypes.c_void_p(images.ctypes.data),
-            ctypes.c_void_p(stream.cuda_stream),
-        )
+        with self._turn if count >= IN_TURN else contextlib.nullcontext():
+            status = library.nvjpegDecodeBatched(
+                self._handle,
+                self._state,
+                (ctypes.c_char_p * count)(*files),
+                (ctypes.c_size_t * count)(*map(len, files)),
+                ctypes.c_void_p(images.ctypes.data),
+                ctypes.c_void_p(stream.cuda_stream),
+            )
         self._files = files  # they are still being read
         self._done.record(stream)
         if status:
