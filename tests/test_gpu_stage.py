@@ -48,14 +48,19 @@ def on_clockwork(monkeypatch):
     torchpipe.unregister("Clocked")
 
 
-def test_a_batch_is_chosen_only_when_the_stream_has_done_the_last_one(on_clockwork):
-    sizes = []
+def counting(sizes):
+    """A ``forward`` that notes how large each batch is."""
 
     def forward(batch):
         sizes.append(len(batch))
         copy_data(batch)
 
-    on_clockwork(forward, seconds=0.2)
+    return forward
+
+
+def test_a_batch_is_chosen_only_when_the_stream_has_done_the_last_one(on_clockwork):
+    sizes = []
+    on_clockwork(counting(sizes), seconds=0.2)
     with torchpipe.pipe({"backend": "Clocked"}) as pipe:
         pipe({"data": 0})  # its stream is at work for 0.2 s from now on
         all_at_once([lambda: pipe({"data": 1})] * 8)
@@ -93,12 +98,7 @@ def test_beside_a_running_batch_a_portion_is_waited_for(on_clockwork):
 
 def test_many_that_come_at_once_are_shared_by_the_instances(on_clockwork):
     sizes = []
-
-    def forward(batch):
-        sizes.append(len(batch))
-        copy_data(batch)
-
-    on_clockwork(forward, seconds=0.01)
+    on_clockwork(counting(sizes), seconds=0.01)
     for count, largest, batches in ((2, 24, 3), (1, 60, 1)):
         sizes.clear()
         with torchpipe.pipe({"backend": "Clocked", "instance_num": count}) as pipe:
@@ -108,12 +108,7 @@ def test_many_that_come_at_once_are_shared_by_the_instances(on_clockwork):
 
 def test_few_that_come_at_once_are_one_batch(on_clockwork):
     sizes = []
-
-    def forward(batch):
-        sizes.append(len(batch))
-        copy_data(batch)
-
-    on_clockwork(forward)
+    on_clockwork(counting(sizes))
     with torchpipe.pipe({"backend": "Clocked", "instance_num": 4}) as pipe:
         pipe([{"data": i} for i in range(8)])
     assert sizes == [8]
