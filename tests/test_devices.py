@@ -74,7 +74,10 @@ def test_a_backend_knows_what_is_between_its_brackets():
 
 def test_shapes_and_batch_sizes_of_cuda_graphs():
     assert shapes("3x224x224,10") == [(3, 224, 224), (10,)]
-    assert batch_sizes(64) == [1, 2, 4, 8, 12, 16, 24, 32, 48, 64]
+    assert batch_sizes(64) == [*range(1, 17), 18, 20, 22, 24, 27, 30, 33, 37, 41, 46, 51, 57, 64]
+    assert batch_sizes(64, apart=2) == [1, 2, 3, 4, 6, 9, 13, 19, 28, 42, 64]
+    assert batch_sizes(20, least=15) == [15, 16, 18, 20]
+    assert batch_sizes(1) == [1]
     assert batch_sizes(10, [4]) == [4, 10]
     for text in ("", "3x", "0x4", "a"):
         with pytest.raises(torchpipe.ConfigError, match="shape"):

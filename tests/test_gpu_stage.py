@@ -8,7 +8,7 @@ from threads import Call, Gate, all_at_once, copy_data, until
 
 import torchpipe
 from torchpipe.engine import instance as instances
-from torchpipe.engine import nodes
+from torchpipe.engine import nodes, stage
 
 
 class Clockwork:
@@ -67,7 +67,8 @@ def test_a_batch_is_chosen_only_when_the_stream_has_done_the_last_one(on_clockwo
     assert sizes == [1, 8]
 
 
-def test_beside_a_running_batch_a_portion_is_waited_for(on_clockwork):
+def test_beside_a_running_batch_a_portion_is_waited_for(on_clockwork, monkeypatch):
+    monkeypatch.setattr(stage, "SHORT", 60.0)  # this batch does not count as one that hangs
     gate, sizes = Gate(), []
 
     def forward(batch):
@@ -84,14 +85,14 @@ def test_beside_a_running_batch_a_portion_is_waited_for(on_clockwork):
         first = threading.Thread(target=pipe, args=([{"data": "first"} for _ in range(8)],))
         first.start()
         gate.wait_for_one()
-        five = [Call(pipe, {"data": i}) for i in range(5)]
-        until(lambda: pipe.stats()["node"]["queued"] == 5, "five wait beside the batch of eight")
+        six = [Call(pipe, {"data": i}) for i in range(6)]
+        until(lambda: pipe.stats()["node"]["queued"] == 6, "six wait beside the batch of eight")
         time.sleep(0.05)
         assert sizes == [8]
-        sixth = Call(pipe, {"data": 5})  # of the fourteen who are here that is a portion
-        for call in (*five, sixth):
+        seventh = Call(pipe, {"data": 6})  # of the fifteen who are here that is a portion
+        for call in (*six, seventh):
             call.answer()
-        assert sizes == [8, 6]
+        assert sizes == [8, 7]
         gate.open()
         first.join()
 
@@ -152,6 +153,29 @@ def test_what_waits_beside_a_batch_is_run_when_that_ends(on_clockwork):
         gate.open()
         second.answer()
         first.join()
+
+
+def test_who_waits_beside_a_batch_that_hangs_is_served_by_the_free_instance(on_clockwork):
+    gate = Gate()
+
+    def forward(batch):
+        if batch[0]["data"] == "hangs":
+            gate.stop()
+        copy_data(batch)
+
+    on_clockwork(forward)
+    with torchpipe.pipe({"backend": "Clocked", "instance_num": 2}) as pipe:
+        for _ in range(3):
+            pipe({"data": 0})  # batches are short, it learns
+        hanging = threading.Thread(target=pipe, args=([{"data": "hangs"} for _ in range(8)],))
+        hanging.start()
+        gate.wait_for_one()
+        request = {"data": 1}
+        Call(pipe, request).answer()  # nobody else comes, and no batch ends
+        assert request["result"] == 1
+        assert hanging.is_alive()
+        gate.open()
+        hanging.join()
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

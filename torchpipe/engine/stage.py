@@ -41,7 +41,7 @@ FAVOUR = 1e-3
 
 
 SHORT = 20e-3
-"""Seconds that a request waits at most, about, for a running batch of a GPU to end."""
+"""Seconds that a caller waits at most, about, for a running batch of a GPU to end, while others are free."""
 
 FEW = 8
 """A GPU runs so many requests in little more time than one: no batch is made smaller on purpose."""
@@ -222,7 +222,7 @@ class Stage:
             elif self.free:
                 self.dispatch(ticket)
             with Waiting():
-                ticket.wake.acquire()  # ended by whoever serves the ticket
+                self._await(ticket)
         except BaseException:
             # if the claim fails a batch has it, and its outcome is dropped; but others may wait to be woken
             if not ticket.claim() and not ticket.interruptible:
@@ -235,6 +235,12 @@ class Stage:
                 raise ticket.error
             finally:
                 ticket.error = None
+
+    def _await(self, ticket: Ticket) -> None:
+        """Wait until somebody has served the ticket."""
+        patience = SHORT if self.on_gpu else -1  # for ever: ended by whoever serves it
+        while not ticket.wake.acquire(timeout=patience):
+            self.dispatch(ticket)  # it may be kept for the end of a batch that hangs
 
     @staticmethod
     def _wake_next(ticket: Ticket) -> None:
@@ -322,9 +328,10 @@ class Stage:
 
         Its callers are being woken, one after the other, and call again. A batch of all that wait would leave
         its instance idle meanwhile. Half a portion is counted, because those who are on their way are never
-        all in the crowd.
+        all in the crowd; a quarter where portions are so small that a larger one takes hardly longer.
         """
-        return math.ceil(self._crowd / (len(self.instances) + 0.5))
+        count = len(self.instances)
+        return math.ceil(self._crowd / (count + (0.25 if self._crowd <= FEW * count else 0.5)))
 
     def _caught_up(self, instance: Instance, mine: bool) -> bool:
         """Let an instance's stream end its work before a batch is chosen; False: the pool sees to it."""

@@ -22,7 +22,7 @@ from ..cuda import upload
 from ..opencv import describe
 from ..tensor import torch_device
 from .base import Engine, Normalise, existing_file
-from .graphs import Graphs, batch_sizes
+from .graphs import COARSE, FINE, Graphs, batch_sizes
 from .module import cast, load_export, private_copy
 from .post import Postprocessor, deliver, prepared_by, through
 
@@ -56,8 +56,8 @@ class CudaGraphTensor(Engine):
         shape: of one row, ``3x224x224``; of several inputs with commas between, ``3x224x224,10``.
         inner: a PreprocessTensor that makes the batch, or none.
         max: the most requests that one call takes.
-        batches: the sizes that are recorded; by default 1, 2, 4, 8, 12, 16, 24, 32, then in steps of 16, up
-            to ``max``.
+        batches: the sizes that are recorded; a batch is filled up to the next one. By default 1 to 16, then
+            each larger by an eighth, up to ``max``; with ``compile`` by half, since each is compiled.
         precision: fp32, tf32, fp16 or bf16.
         mean: one or three numbers on the scale of 0 to 255, subtracted from the image, in the graph.
         std: likewise, what the image is then divided by.
@@ -102,7 +102,7 @@ class CudaGraphTensor(Engine):
             raise ConfigError(f"device = {device!r}: CUDA graphs need a GPU; use ModuleTensor on the CPU")
         self.shapes = shapes(shape)
         self.inputs = len(self.shapes)
-        self.sizes = batch_sizes(max, batches)
+        self.sizes = batch_sizes(max, batches, apart=COARSE if optimise == "compile" else FINE)
         self.dtype = PRECISIONS[precision]
         self.postprocessor = postprocessor
         self.synchronous = postprocessor != "split"

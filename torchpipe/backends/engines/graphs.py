@@ -23,6 +23,9 @@ _recording = threading.Lock()  # one at a time in a process; ended by the record
 
 Network = Callable[..., Sequence[torch.Tensor]]
 
+FINE, COARSE = 8, 2
+"""How the recorded batch sizes grow, see :func:`batch_sizes`; coarse where each has to be compiled."""
+
 IN_TURN = 4
 """Rows from which on a launch fills the GPU, more or less."""
 
@@ -185,11 +188,21 @@ class Graphs:
         del self._network, self._turn
 
 
-def batch_sizes(most: int, wanted: Iterable[int] = (), least: int = 1) -> list[int]:
-    """The batch sizes that are recorded, rising, the last one ``most``."""
-    sizes = set(wanted) or {1, 2, 4, 8, 12, 16, 24, 32, *range(48, most + 1, 16)}
+def batch_sizes(most: int, wanted: Iterable[int] = (), least: int = 1, apart: int = FINE) -> list[int]:
+    """The batch sizes that are recorded, rising, the last one ``most``.
+
+    By default each is larger than the one before by about one part in ``apart``: a batch is filled up to the
+    next one, and the GPU computes for nothing what it is filled up with.
+    """
+    sizes = set(wanted)
     if any(size < least or size > most for size in wanted):
         raise ConfigError(f"batches = {sorted(sizes)}: they are {least} to max = {most}")
+    if not sizes:
+        size, step = 1, 1
+        while size + step // 2 < most:  # one just below ``most`` would be of little use
+            sizes.add(size)
+            step = max(size // apart, 1)
+            size += step
     return sorted({size for size in sizes if least <= size < most} | {most})
 
 
