@@ -1,5 +1,6 @@
 """How a stage uses instances that have streams; a clock that says when it is done stands in for the GPU."""
 
+import contextlib
 import threading
 import time
 
@@ -58,6 +59,31 @@ def counting(sizes):
     return forward
 
 
+@contextlib.contextmanager
+def beside_a_batch(on_clockwork, size, sizes):
+    """A pipe of two instances, one of which runs a batch; the gate that ends it; the thread that waits."""
+    gate, count = Gate(), counting(sizes)
+
+    def forward(batch):
+        count(batch)
+        if batch[0]["data"] == "first":
+            gate.stop()
+
+    on_clockwork(forward)
+    with torchpipe.pipe({"backend": "Clocked", "instance_num": 2}) as pipe:
+        for _ in range(3):
+            pipe({"data": 0})  # batches are short, it learns
+        sizes.clear()
+        first = threading.Thread(target=pipe, args=([{"data": "first"} for _ in range(size)],))
+        first.start()
+        gate.wait_for_one()
+        try:
+            yield pipe, gate, first
+        finally:
+            gate.open()
+            first.join()
+
+
 def test_a_batch_is_chosen_only_when_the_stream_has_done_the_last_one(on_clockwork):
     sizes = []
     on_clockwork(counting(sizes), seconds=0.2)
@@ -69,22 +95,8 @@ def test_a_batch_is_chosen_only_when_the_stream_has_done_the_last_one(on_clockwo
 
 def test_beside_a_running_batch_a_portion_is_waited_for(on_clockwork, monkeypatch):
     monkeypatch.setattr(stage, "SHORT", 60.0)  # this batch does not count as one that hangs
-    gate, sizes = Gate(), []
-
-    def forward(batch):
-        sizes.append(len(batch))
-        if batch[0]["data"] == "first":
-            gate.stop()
-        copy_data(batch)
-
-    on_clockwork(forward)
-    with torchpipe.pipe({"backend": "Clocked", "instance_num": 2}) as pipe:
-        for _ in range(3):
-            pipe({"data": 0})  # batches are short, it learns
-        sizes.clear()
-        first = threading.Thread(target=pipe, args=([{"data": "first"} for _ in range(8)],))
-        first.start()
-        gate.wait_for_one()
+    sizes = []
+    with beside_a_batch(on_clockwork, 8, sizes) as (pipe, _, _):
         six = [Call(pipe, {"data": i}) for i in range(6)]
         until(lambda: pipe.stats()["node"]["queued"] == 6, "six wait beside the batch of eight")
         time.sleep(0.05)
@@ -93,8 +105,6 @@ def test_beside_a_running_batch_a_portion_is_waited_for(on_clockwork, monkeypatc
         for call in (*six, seventh):
             call.answer()
         assert sizes == [8, 7]
-        gate.open()
-        first.join()
 
 
 def test_many_that_come_at_once_are_shared_by_the_instances(on_clockwork):
@@ -135,47 +145,18 @@ def test_clients_who_call_again_and_again_find_all_instances_at_work(on_clockwor
 
 
 def test_what_waits_beside_a_batch_is_run_when_that_ends(on_clockwork):
-    gate = Gate()
-
-    def forward(batch):
-        if batch[0]["data"] == "first":
-            gate.stop()
-        copy_data(batch)
-
-    on_clockwork(forward)
-    with torchpipe.pipe({"backend": "Clocked", "instance_num": 2}) as pipe:
-        for _ in range(3):
-            pipe({"data": 0})
-        first = threading.Thread(target=pipe, args=([{"data": "first"} for _ in range(3)],))
-        first.start()
-        gate.wait_for_one()
+    with beside_a_batch(on_clockwork, 3, []) as (pipe, gate, _):
         second = Call(pipe, {"data": 1})
         gate.open()
         second.answer()
-        first.join()
 
 
 def test_who_waits_beside_a_batch_that_hangs_is_served_by_the_free_instance(on_clockwork):
-    gate = Gate()
-
-    def forward(batch):
-        if batch[0]["data"] == "hangs":
-            gate.stop()
-        copy_data(batch)
-
-    on_clockwork(forward)
-    with torchpipe.pipe({"backend": "Clocked", "instance_num": 2}) as pipe:
-        for _ in range(3):
-            pipe({"data": 0})  # batches are short, it learns
-        hanging = threading.Thread(target=pipe, args=([{"data": "hangs"} for _ in range(8)],))
-        hanging.start()
-        gate.wait_for_one()
+    with beside_a_batch(on_clockwork, 8, []) as (pipe, _, hanging):
         request = {"data": 1}
         Call(pipe, request).answer()  # nobody else comes, and no batch ends
         assert request["result"] == 1
         assert hanging.is_alive()
-        gate.open()
-        hanging.join()
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

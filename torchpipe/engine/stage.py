@@ -331,7 +331,8 @@ class Stage:
         all in the crowd; a quarter where portions are so small that a larger one takes hardly longer.
         """
         count = len(self.instances)
-        return math.ceil(self._crowd / (count + (0.25 if self._crowd <= FEW * count else 0.5)))
+        on_its_way = 0.25 if self._crowd <= FEW * count else 0.5
+        return math.ceil(self._crowd / (count + on_its_way))
 
     def _caught_up(self, instance: Instance, mine: bool) -> bool:
         """Let an instance's stream end its work before a batch is chosen; False: the pool sees to it."""
