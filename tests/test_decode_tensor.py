@@ -87,11 +87,13 @@ def test_images_are_turned_upright_by_exif(orientation):
     planes = torch.from_numpy(cv2.cvtColor(raw, cv2.COLOR_BGR2RGB)).permute(2, 0, 1).contiguous()
     np.testing.assert_array_equal(upright(planes, orientation).permute(1, 2, 0).numpy(), rgb(data))
     height, width = planes.shape[1:]
-    picture = Picture(planes.reshape(-1), 0, height * width, width, 1, height, width, orientation)
+    memory = planes.reshape(-1)
+    at = memory.data_ptr()
+    picture = Picture(memory, at, height * width, width, 1, height, width, orientation)
     assert torch.equal(picture.tensor()[0], upright(planes, orientation))
-    start, channel, row, column, height, width = picture.upright()  # the same, by strides alone
+    place, channel, row, column, height, width = picture.upright()  # the same, by strides alone
     index = (
-        start
+        (place - at)
         + channel * np.arange(3)[:, None, None]
         + row * np.arange(height)[:, None]
         + column * np.arange(width)

@@ -24,19 +24,34 @@ def _load() -> ctypes.PyDLL | None:
 
 
 _cudart: Any = _load()
+if _cudart is not None:
+    _pointer, _size = ctypes.c_void_p, ctypes.c_size_t
+    _cudart.cudaMemcpyAsync.argtypes = [_pointer, _pointer, _size, ctypes.c_int, _pointer]
+    _cudart.cudaGraphLaunch.argtypes = [_pointer, _pointer]
+    _cudart.cudaStreamWaitEvent.argtypes = [_pointer, _pointer, ctypes.c_uint]
+    _cudart.cudaEventRecord.argtypes = [_pointer, _pointer]
 
 
-def copy(target: torch.Tensor, source: torch.Tensor, stream: torch.cuda.Stream) -> None:
-    """Copy a tensor to or from pinned memory in a stream; both are contiguous, of one shape and dtype.
+def current_stream(device: torch.device) -> int:
+    """The address of a GPU's current stream; a twentieth of what ``torch.cuda.current_stream`` takes."""
+    if _raw_stream is None:
+        return torch.cuda.current_stream(device).cuda_stream
+    return _raw_stream(device.index)
+
+
+_raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # as code made by torch.compile calls it
+
+
+def copy(target: torch.Tensor, source: torch.Tensor, stream: int) -> None:
+    """Copy a tensor to or from pinned memory in the current stream; both contiguous, of one shape and dtype.
 
     Whoever calls keeps both alive until it is done.
     """
     if _cudart is None:
         target.copy_(source, non_blocking=True)
         return
-    size = ctypes.c_size_t(source.numel() * source.element_size())
-    places = ctypes.c_void_p(target.data_ptr()), ctypes.c_void_p(source.data_ptr())
-    _check(_cudart.cudaMemcpyAsync(*places, size, DEFAULT, ctypes.c_void_p(stream.cuda_stream)), "copy")
+    size = source.numel() * source.element_size()
+    _check(_cudart.cudaMemcpyAsync(target.data_ptr(), source.data_ptr(), size, DEFAULT, stream), "copy")
 
 
 class Graph:
@@ -51,34 +66,55 @@ class Graph:
         before = torch.cuda.get_rng_state(device)
         graph.replay()
         same = torch.equal(before, torch.cuda.get_rng_state(device))
-        self._address: ctypes.c_void_p | None = None
+        self._address: int | None = None
         if same and _cudart is not None and hasattr(graph, "raw_cuda_graph_exec"):
-            self._address = ctypes.c_void_p(graph.raw_cuda_graph_exec())
+            self._address = graph.raw_cuda_graph_exec()
 
-    def launch(self, stream: torch.cuda.Stream) -> None:
-        """Launch it in ``stream``, which is the current one."""
+    def launch(self, stream: int) -> None:
+        """Launch it in the current stream, whose address is given."""
         if self._address is None:
             self.graph.replay()
         else:
-            _check(_cudart.cudaGraphLaunch(self._address, ctypes.c_void_p(stream.cuda_stream)), "launch")
+            _check(_cudart.cudaGraphLaunch(self._address, stream), "launch")
 
 
-def hold_up(stream: torch.cuda.Stream, event: torch.cuda.Event) -> None:
-    """Let a stream wait for an event that was recorded; the host goes on."""
-    if _cudart is None:
-        stream.wait_event(event)
-    else:
-        places = ctypes.c_void_p(stream.cuda_stream), ctypes.c_void_p(event.cuda_event)
-        _check(_cudart.cudaStreamWaitEvent(*places, 0), "wait")
+class Point:
+    """A point in the work of a GPU's streams, set again and again; until then it counts as reached.
 
-
-def wait(event: torch.cuda.Event) -> None:
-    """Let the host wait for an event that was most likely reached long ago; ended by the GPU.
-
-    Asking first keeps the interpreter lock, waiting gives it away.
+    A thread that waits for it sleeps: one that spins would take a core from those that feed the GPU.
     """
-    if not event.query():
-        event.synchronize()
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._event = torch.cuda.Event(blocking=True)
+        self._event.record(torch.cuda.current_stream(device))  # which makes it, and so gives it an address
+        self._address: int = self._event.cuda_event
+        self._reached = False
+
+    def set(self, stream: int) -> None:
+        """Set it behind all work so far in the current stream, whose address is given."""
+        self._reached = False
+        if _cudart is None:
+            self._event.record(torch.cuda.current_stream(self._device))
+        else:
+            _check(_cudart.cudaEventRecord(self._address, stream), "record")
+
+    def wait(self) -> None:
+        """Let the host wait until it is reached; ended by the GPU.
+
+        Asking first keeps the interpreter lock, waiting gives it away.
+        """
+        if not self._reached:
+            if not self._event.query():
+                self._event.synchronize()
+            self._reached = True
+
+    def hold_up(self, stream: int) -> None:
+        """Let the current stream, whose address is given, wait for it; the host goes on."""
+        if _cudart is None:
+            torch.cuda.current_stream(self._device).wait_event(self._event)
+        else:
+            _check(_cudart.cudaStreamWaitEvent(stream, self._address, 0), "wait")
 
 
 def _check(status: int, what: str) -> None:

@@ -17,6 +17,7 @@ from ..request import Request
 from .base import UNLIMITED, Backend
 from .convert import Color
 from .cuda import upload
+from .fused import Source
 from .jpeg import Header, header
 from .libjpeg import read
 from .nvjpeg import NvJpeg, NvJpegError
@@ -96,10 +97,10 @@ class DecodeTensor(Backend):
 
 
 class Picture(NamedTuple):
-    """An image in RGB within a tensor of bytes: where it starts there, its strides and its size."""
+    """An image in RGB within a tensor of bytes: its address there, its strides and its size."""
 
     memory: torch.Tensor
-    start: int
+    place: int
     channel: int
     row: int
     column: int
@@ -110,21 +111,22 @@ class Picture(NamedTuple):
     def tensor(self) -> torch.Tensor:
         """As 1x3xHxW, upright."""
         shape, strides = (1, 3, self.height, self.width), (self.memory.numel(), *self[2:5])
-        image = self.memory.as_strided(shape, strides, self.start)
+        image = self.memory.as_strided(shape, strides, self.place - self.memory.data_ptr())
         return image if self.orientation == 1 else upright(image[0], self.orientation)[None]
 
-    def upright(self) -> tuple[int, int, int, int, int, int]:
-        """Start, strides (channel, row, column) and size, with which it is read upright."""
-        _, start, channel, row, column, height, width, orientation = self
-        if orientation != 1:
-            if orientation >= 5:
-                row, column, height, width = column, row, width, height
-            flipped = FLIPPED.get(orientation, ())
-            if 1 in flipped:
-                start, row = start + (height - 1) * row, -row
-            if 2 in flipped:
-                start, column = start + (width - 1) * column, -column
-        return start, channel, row, column, height, width
+    def upright(self) -> Source:
+        """Address, strides (channel, row, column) and size, with which it is read upright."""
+        if self.orientation == 1:
+            return self[1:7]
+        _, place, channel, row, column, height, width, orientation = self
+        if orientation >= 5:
+            row, column, height, width = column, row, width, height
+        flipped = FLIPPED.get(orientation, ())
+        if 1 in flipped:
+            place, row = place + (height - 1) * row, -row
+        if 2 in flipped:
+            place, column = place + (width - 1) * column, -column
+        return place, channel, row, column, height, width
 
 
 class Decoder:
@@ -155,7 +157,7 @@ class Decoder:
                 [head for i in chosen if (head := headers[i]) is not None],
                 scratch,
             )
-            if own and all(picture is not None for picture in found):
+            if own and None not in found:
                 return found
             for i, picture in zip(chosen, found, strict=True):
                 pictures[i] = picture
@@ -167,7 +169,7 @@ class Decoder:
             if image is not None:
                 memory = upload(torch.from_numpy(image).view(-1), self.device)
                 height, width = image.shape[:2]
-                pictures[i] = Picture(memory, 0, 1, 3 * width, 3, height, width)
+                pictures[i] = Picture(memory, memory.data_ptr(), 1, 3 * width, 3, height, width)
         return pictures
 
     def _on_gpu(
@@ -176,15 +178,15 @@ class Decoder:
         """The images; None for each that the decoder refuses, found by halving the batch."""
         assert self.nvjpeg is not None
         try:
-            memory, starts = self.nvjpeg.decode(files, headers, scratch)
+            memory, places = self.nvjpeg.decode(files, headers, scratch)
         except NvJpegError:
             half = len(files) // 2
             if not half:
                 return [None]
             return self._on_gpu(files[:half], headers[:half]) + self._on_gpu(files[half:], headers[half:])
         return [
-            Picture(memory, start, head[0] * head[1], head[1], 1, head[0], head[1], head[4])
-            for start, head in zip(starts, headers, strict=True)
+            Picture(memory, place, height * width, width, 1, height, width, orientation)
+            for place, (height, width, _, _, orientation) in zip(places, headers, strict=True)
         ]
 
     def _start_on_cpu(self, data: bytes) -> Callable[[], np.ndarray | None]:
@@ -226,7 +228,8 @@ def file_of(data: object, name: str) -> bytes:
 
 
 def _for_gpu(head: Header) -> bool:
-    return head.components in (1, 3) and not head.progressive and head.height * head.width <= LARGEST
+    height, width, components, progressive, _ = head
+    return (components == 3 or components == 1) and not progressive and height * width <= LARGEST
 
 
 def _on_cpu(data: bytes) -> np.ndarray | None:

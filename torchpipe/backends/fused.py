@@ -12,7 +12,7 @@ import torch
 
 from ..errors import RequestError
 from .cuda import upload
-from .cudart import copy, wait
+from .cudart import Point, copy, current_stream
 from .opencv import describe
 from .pad import fitted
 
@@ -182,6 +182,9 @@ def rows_of(
 ) -> list[tuple[int, ...]]:
     """What the kernel's table says of each image of the result."""
     if boxes is None:
+        if plan.fit == "stretch":  # as most are: without a call for each
+            place = (0, 0, plan.height, plan.width)
+            return [(*source[:4], 0, 0, *source[4:], *place) for source in sources]
         return [source[:4] + plan.places(source[4], source[5]) for source in sources]
     return [sources[i][:4] + plan.places(sources[i][4], sources[i][5], box) for i, box in boxes]
 
@@ -221,27 +224,31 @@ class Table:
         self._host = torch.zeros((rows, 12), dtype=torch.int64, pin_memory=True)
         self._there = torch.empty((rows, 12), dtype=torch.int64, device=device)
         self._numbers = self._host.numpy()
-        self._copied = torch.cuda.Event(blocking=True)
+        self._written = 0  # rows that are not zero
+        self._copied = Point(device)
 
     def filled(self, rows: list[tuple[int, ...]]) -> torch.Tensor:
         """The rows on the GPU, for the current stream."""
-        wait(self._copied)  # the last copy
+        self._copied.wait()  # the last copy
         if len(rows) > len(self._host):
             self.__init__(len(rows), self._there.device)  # type: ignore[misc]
-        self._numbers[: len(rows)] = rows
+        self.write(rows)
         self.enqueued(len(rows))
-        self._copied.record(torch.cuda.current_stream(self._there.device))
+        self._copied.set(current_stream(self._there.device))
         return self._there
 
     def write(self, rows: list[tuple[int, ...]]) -> None:
         """Take these rows, and zeros after them; the last copy must have ended."""
-        if rows:
-            self._numbers[: len(rows)] = rows
-        self._numbers[len(rows) :] = 0
+        count = len(rows)
+        if count:
+            self._numbers[:count] = rows
+        if count < self._written:
+            self._numbers[count : self._written] = 0
+        self._written = count
 
     def enqueued(self, count: int) -> torch.Tensor:
         """The first rows on the GPU, for the current stream; may be recorded."""
-        copy(self._there[:count], self._host[:count], torch.cuda.current_stream(self._there.device))
+        copy(self._there[:count], self._host[:count], current_stream(self._there.device))
         return self._there
 
 

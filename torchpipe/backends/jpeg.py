@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import struct
 from typing import NamedTuple
+
+_SEGMENT = struct.Struct(">BBH").unpack_from  # 0xFF, the marker, the length of what follows
+_FRAME = struct.Struct(">BHHB").unpack_from  # bits a sample, height, width, components
 
 START_OF_FRAME = frozenset((0xC0, 0xC1, 0xC2))
 """Baseline, extended sequential, progressive: what decoders know; the other kinds are hardly ever seen."""
@@ -27,25 +31,22 @@ def header(data: bytes) -> Header | None:
         return None
     place, end, orientation = 2, len(data) - 9, 1
     while place < end:
-        if data[place] != 0xFF:
+        lead, marker, length = _SEGMENT(data, place)
+        if lead != 0xFF:
             return None
-        marker = data[place + 1]
         if marker == 0xFF:  # padding
             place += 1
             continue
         if marker in START_OF_FRAME:
-            if data[place + 4] != 8:  # bits a sample
+            bits, height, width, components = _FRAME(data, place + 4)
+            if bits != 8 or not height or not width:
                 return None
-            height = data[place + 5] << 8 | data[place + 6]
-            width = data[place + 7] << 8 | data[place + 8]
-            if not height or not width:
-                return None
-            return Header(height, width, data[place + 9], marker == 0xC2, orientation)
+            return Header(height, width, components, marker == 0xC2, orientation)
         if marker == 0xE1 and data[place + 4 : place + 10] == b"Exif\0\0":
             orientation = _orientation(bytes(data[place + 10 : place + 10 + 65536]))
         elif marker in REFUSED:
             return None
-        place += 2 + (data[place + 2] << 8 | data[place + 3])
+        place += 2 + length
     return None
 
 

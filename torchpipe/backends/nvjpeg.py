@@ -7,15 +7,16 @@ import ctypes
 import glob
 import importlib.util
 import threading
+from array import array
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 
 from ..errors import ConfigError
-from .cudart import wait
+from .cudart import Point, current_stream
 from .jpeg import Header
 
 HARDWARE, HYBRID = 3, 2  # nvjpegBackend_t: the chip's own engines; CPU and GPU together
@@ -53,12 +54,14 @@ class NvJpeg:
                 status = self._create(HYBRID)
             _check(status, "nvjpegCreateEx")
             _check(self._library.nvjpegJpegStateCreate(self._handle, ctypes.byref(self._state)), "state")
+        self._library.nvjpegDecodeBatched.argtypes = [ctypes.c_void_p] * 6
         # A call of microseconds, for which the interpreter lock is not worth giving away.
         self._resize = ctypes.PyDLL(self._library._name).nvjpegDecodeBatchedInitialize
         self._scratch = torch.empty(0, dtype=torch.uint8, device=device)
-        self._size = 0
-        self._files: Sequence[bytes] = ()
-        self._done = torch.cuda.Event(blocking=True)
+        self._size = self._kept = 0
+        self._files: Any = (ctypes.c_char_p * 64)()
+        """What is being read. Filled again and again: a new one takes three times as long."""
+        self._done = Point(device)
 
     def _create(self, kind: int) -> int:
         return self._library.nvjpegCreateEx(kind, None, None, 0, ctypes.byref(self._handle))
@@ -66,7 +69,7 @@ class NvJpeg:
     def decode(
         self, files: Sequence[bytes], headers: Sequence[Header], scratch: bool = False
     ) -> tuple[torch.Tensor, list[int]]:
-        """RGB images, each three planes one after the other, and where in the memory each begins.
+        """RGB images, each three planes one after the other: the memory, and the address of each in it.
 
         ``scratch``: in memory that the next such call takes again, for who uses it in the same stream.
 
@@ -76,48 +79,58 @@ class NvJpeg:
         Raises:
             NvJpegError: one of the files cannot be decoded; which one is not known.
         """
-        wait(self._done)  # the last batch, whose state and files this one replaces
+        self._done.wait()  # the last batch, whose state and files this one replaces
         count = len(files)
-        library = self._library
         if count != self._size:
             _check(self._resize(self._handle, self._state, count, 1, RGB_PLANES), "size")
             self._size = count
-        starts, end = [], 0
-        for head in headers:
-            starts.append(end)
-            end += -(-3 * head.height * head.width // ALIGNED) * ALIGNED
+        areas = [head.height * head.width for head in headers]
+        end = sum(-(-3 * area // ALIGNED) for area in areas) * ALIGNED
         if scratch and end <= self._scratch.numel():
             memory = self._scratch
         else:
             memory = torch.empty(end + end // 4 * scratch, dtype=torch.uint8, device=self.device)
             self._scratch = memory if scratch else self._scratch
-        first = memory.data_ptr()
-        rows = []
-        for head, start in zip(headers, starts, strict=True):
-            place, width = first + start, head.width
-            area = head.height * width
-            rows.append((place, place + area, place + 2 * area, 0, width, width, width, 0))
-        images = np.array(rows, np.uint64)
-        stream = torch.cuda.current_stream(self.device)
+        place = memory.data_ptr()
+        places: list[int] = []
+        images: list[int] = []  # nvjpegImage_t: the addresses of four planes, and their pitches
+        for head, area in zip(headers, areas, strict=True):
+            width = head.width
+            places.append(place)
+            images += (place, place + area, place + 2 * area, 0, width, width, width, 0)
+            place += -(-3 * area // ALIGNED) * ALIGNED
+        targets = array("Q", images)
+        lengths = array("Q", map(len, files))
+        self._keep(files)
+        stream = current_stream(self.device)
         with self._turn if count >= IN_TURN else contextlib.nullcontext():
-            status = library.nvjpegDecodeBatched(
+            status = self._library.nvjpegDecodeBatched(
                 self._handle,
                 self._state,
-                (ctypes.c_char_p * count)(*files),
-                (ctypes.c_size_t * count)(*map(len, files)),
-                ctypes.c_void_p(images.ctypes.data),
-                ctypes.c_void_p(stream.cuda_stream),
+                ctypes.addressof(self._files),
+                lengths.buffer_info()[0],
+                targets.buffer_info()[0],
+                stream,
             )
-        self._files = files  # they are still being read
-        self._done.record(stream)
+        self._done.set(stream)
         if status:
             self._size = 0
-            self._done.synchronize()
+            self._done.wait()
             raise NvJpegError(f"nvjpegDecodeBatched: status {status}")
-        return memory, starts
+        return memory, places
+
+    def _keep(self, files: Sequence[bytes]) -> None:
+        """Hold the files until the next batch, and no others."""
+        count = len(files)
+        if count > len(self._files):
+            self._files = (ctypes.c_char_p * count)()
+        self._files[:count] = files
+        if count < self._kept:
+            self._files[count : self._kept] = [None] * (self._kept - count)
+        self._kept = count
 
     def close(self) -> None:
-        self._done.synchronize()
+        self._done.wait()
         self._library.nvjpegJpegStateDestroy(self._state)
         self._library.nvjpegDestroy(self._handle)
 

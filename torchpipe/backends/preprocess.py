@@ -18,7 +18,7 @@ from .base import UNLIMITED, Backend
 from .convert import Color
 from .cuda import upload
 from .decode_tensor import Decode, Decoder, Picture, Threads, file_of
-from .fused import Box, Fit, Plan, Source, Table, fused_resize, launch, planes, rows_of, run
+from .fused import Box, Fit, Plan, Table, fused_resize, launch, planes, rows_of, run
 from .tensor import torch_device
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "uint8": torch.uint8}
@@ -186,7 +186,7 @@ class PreprocessTensor(Backend):
             if picture is not None
         ]
         self._pictures = [picture for _, picture in kept]  # they are read after this
-        self.filling.write(rows_of(_sources(self._pictures), self.plan))
+        self.filling.write(rows_of([picture.upright() for picture in self._pictures], self.plan))
         return [request for request, _ in kept]
 
     def _files(self, batch: list[Request]) -> None:
@@ -199,7 +199,7 @@ class PreprocessTensor(Backend):
         if self.device.type != "cuda":
             self._run(batch, [picture.tensor() for picture in pictures], self.color != "rgb")
             return
-        sources = _sources(pictures)
+        sources = [picture.upright() for picture in pictures]
         boxes, counts = self._boxes(batch, [source[4:] for source in sources])
         flips = self.color != "rgb"
         rows = launch(sources, self.plan, self.device, flips=flips, boxes=boxes, table=self.table)
@@ -284,20 +284,6 @@ def _boxes(request: Request, height: int, width: int) -> list[Box]:
             )
         boxes.append((x1, y1, x2, y2))
     return boxes
-
-
-def _sources(pictures: Sequence[Picture]) -> list[Source]:
-    sources: list[Source] = []
-    last, start = None, 0
-    for picture in pictures:
-        if picture.memory is not last:
-            last, start = picture.memory, picture.memory.data_ptr()
-        if picture.orientation == 1:
-            sources.append((start + picture.start, *picture[2:7]))
-        else:
-            place = picture.upright()
-            sources.append((start + place[0], *place[1:]))
-    return sources
 
 
 def _three(name: str, values: Sequence[float], default: float) -> tuple[float, float, float]:

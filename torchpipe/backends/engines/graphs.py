@@ -12,7 +12,7 @@ import torch
 
 from ...errors import ConfigError
 from ...request import Request
-from ..cudart import Graph, copy, hold_up, wait
+from ..cudart import Graph, Point, copy, current_stream
 from ..preprocess import PreprocessTensor
 from .post import Postprocessor, on_gpu
 
@@ -35,7 +35,7 @@ class _Turn:
 
     def __init__(self, shared: object) -> None:
         self._shared = shared  # kept, since its identity is the key to this
-        self.last: torch.cuda.Event | None = None
+        self.last: Point | None = None
 
 
 _turns: weakref.WeakValueDictionary[tuple[torch.device, int], _Turn] = weakref.WeakValueDictionary()
@@ -80,7 +80,7 @@ class Graphs:
         self._best: torch.Tensor | None = None
         if postprocessor.endswith("Max"):
             self._best = torch.empty((sizes[-1], 2), pin_memory=True)
-        self._done = torch.cuda.Event(blocking=True)
+        self._done = Point(self.device)
         self._graphs: dict[int, Graph] = {}
         self._outputs: dict[int, list[torch.Tensor]] = {}
         with _recording:
@@ -120,14 +120,14 @@ class Graphs:
             self.inner.enqueue(views[0])
         outputs = on_gpu(self.postprocessor, self._network(*views))
         if self._best is not None:
-            copy(self._best[:size], outputs[0], torch.cuda.current_stream(self.device))
+            copy(self._best[:size], outputs[0], current_stream(self.device))
         return outputs
 
     def fill(self, batch: list[Request]) -> list[Request] | None:
         """Have files decoded, for the next launch to preprocess; whose rows those are."""
         if self.inner is None or len(batch) > self.sizes[-1]:
             return None
-        wait(self._done)  # the last launch, which read the table of this one
+        self._done.wait()  # the last launch, which read the table of this one
         return self.inner.fill(batch)
 
     def launch(self, rows: int) -> list[torch.Tensor]:
@@ -136,18 +136,18 @@ class Graphs:
         Its outputs: the best classes on the host, ready, or tensors that the next launch overwrites.
         """
         size = self.sizes[bisect.bisect_left(self.sizes, rows)]
-        stream = torch.cuda.current_stream(self.device)
+        stream = current_stream(self.device)
         in_turn = self.inner is not None and size >= IN_TURN
         last = self._turn.last
         if in_turn and last is not None and last is not self._done:
-            hold_up(stream, last)
+            last.hold_up(stream)
         self._graphs[size].launch(stream)
         if self.inner is not None or self._best is not None:
-            self._done.record(stream)
+            self._done.set(stream)
         if in_turn:
             self._turn.last = self._done  # a race lets two run at once, which harms nobody
         if self._best is not None:
-            self._done.synchronize()  # ended by the GPU
+            self._done.wait()
             return [self._best[:rows]]
         outputs = self._outputs[size]
         return outputs if size == rows else [output[:rows] for output in outputs]
@@ -178,7 +178,7 @@ class Graphs:
     def _skip_inner(self) -> None:
         """Let the next launches leave alone what is put into the buffers here."""
         if self.inner is not None:
-            wait(self._done)
+            self._done.wait()
             self.inner.leave()
 
     def close(self) -> None:
