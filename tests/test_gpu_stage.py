@@ -9,7 +9,7 @@ from threads import Call, Gate, all_at_once, copy_data, until
 
 import torchpipe
 from torchpipe.engine import instance as instances
-from torchpipe.engine import nodes, stage
+from torchpipe.engine import nodes, portion
 
 
 class Clockwork:
@@ -94,7 +94,7 @@ def test_a_batch_is_chosen_only_when_the_stream_has_done_the_last_one(on_clockwo
 
 
 def test_beside_a_running_batch_a_portion_is_waited_for(on_clockwork, monkeypatch):
-    monkeypatch.setattr(stage, "SHORT", 60.0)  # this batch does not count as one that hangs
+    monkeypatch.setattr(portion, "SHORT", 60.0)  # this batch does not count as one that hangs
     sizes = []
     with beside_a_batch(on_clockwork, 8, sizes) as (pipe, _, _):
         six = [Call(pipe, {"data": i}) for i in range(6)]
@@ -156,6 +156,15 @@ def test_who_waits_beside_a_batch_that_hangs_is_served_by_the_free_instance(on_c
         request = {"data": 1}
         Call(pipe, request).answer()  # nobody else comes, and no batch ends
         assert request["result"] == 1
+        assert hanging.is_alive()
+
+
+def test_so_is_what_no_thread_waits_for(on_clockwork):
+    with beside_a_batch(on_clockwork, 8, []) as (pipe, _, hanging):
+        assert pipe.submit({"data": 1}).result(10)["result"] == 1
+        requests = [{"data": 2}, {"data": 3}]
+        Call(pipe, requests).answer()
+        assert [request["result"] for request in requests] == [2, 3]
         assert hanging.is_alive()
 
 

@@ -1,18 +1,27 @@
-"""The alarm: ends requests at their deadlines, where no thread waits that would see to that."""
+"""The alarm: sees to what is due at a time, such as the end of a request that no thread waits for."""
 
 from __future__ import annotations
 
-import functools
 import heapq
 import math
 import threading
 from time import monotonic
+from typing import Protocol
 
-from .outcome import Outcome
 from .pool import run_job
 
 TICK = 0.004
 """Seconds between two looks at the clock: how late a deadline may be noticed."""
+
+
+class Due(Protocol):
+    """What the alarm is set for; an object, which can be found again when it is not due after all."""
+
+    deadline: float | None
+    """When, on the clock of ``time.monotonic()``; None: never."""
+
+    def expire(self) -> object:
+        """Called then, on the alarm's thread: short."""
 
 
 class Alarm:
@@ -20,37 +29,38 @@ class Alarm:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._due: dict[int, set[Outcome]] = {}  # by the number of the tick
+        self._due: dict[int, set[Due]] = {}  # by the number of the tick
         self._ticks: list[int] = []  # a heap
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    def set(self, outcome: Outcome) -> None:
-        """Have ``outcome`` expire at its deadline, if it has one."""
-        if outcome.deadline is None:
+    def set(self, due: Due) -> None:
+        """Have it expire at its deadline, if it has one."""
+        if due.deadline is None:
             return
-        tick = math.ceil(outcome.deadline / TICK)
+        tick = math.ceil(due.deadline / TICK)
         with self._changed:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._work, name=self._name, daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+                thread.start()
+                self._thread = thread
             if tick not in self._due:
                 heapq.heappush(self._ticks, tick)
                 if self._ticks[0] == tick:
                     self._changed.notify()
-            self._due.setdefault(tick, set()).add(outcome)
+            self._due.setdefault(tick, set()).add(due)
 
-    def forget(self, outcome: Outcome) -> None:
+    def forget(self, due: Due) -> None:
         """It is over; there is nothing to wait for."""
-        if outcome.deadline is None:
+        if due.deadline is None:
             return
         with self._changed:
-            tick = math.ceil(outcome.deadline / TICK)
-            due = self._due.get(tick, set())
-            due.discard(outcome)
+            tick = math.ceil(due.deadline / TICK)
+            others = self._due.get(tick, set())
+            others.discard(due)
             if (
-                not due
+                not others
                 and self._due.pop(tick, None) is not None
                 and len(self._ticks) > 2 * len(self._due) + 64
             ):
@@ -75,10 +85,6 @@ class Alarm:
                 if self._closed:
                     return
                 expired = self._due.pop(heapq.heappop(self._ticks), set())
-            for outcome in expired:
-                run_job(functools.partial(_expire, outcome))
+            for due in expired:
+                run_job(due.expire)
             expired.clear()
-
-
-def _expire(outcome: Outcome) -> None:
-    outcome.expire()

@@ -16,7 +16,6 @@ from ..errors import DeadlineError, MissingKeyError, PipeClosedError, RequestErr
 from ..graph import Graph
 from ..request import Request
 from .admission import Admission, size_of
-from .alarm import Alarm
 from .journey import Step
 from .node import Route
 from .nodes import Nodes
@@ -33,7 +32,7 @@ class Entrance:
         self.inside: deque[None] = deque()  # its length is the number of requests inside
         # Stepping an iterator counts one in; a call could be interrupted before the try that counts it out.
         self.count_in = iter(functools.partial(self.inside.append, None), False)
-        self.alarm = Alarm("torchpipe-alarm")
+        self.alarm = nodes.alarm
         self._nodes = nodes
         self._roots = graph.roots
         self._single = len(config.nodes) == 1

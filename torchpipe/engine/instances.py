@@ -11,6 +11,7 @@ from ..backends.jump import Jump
 from ..component import Blueprint
 from ..errors import ConfigError
 from ..node_config import NodeConfig
+from .alarm import Alarm
 from .bound import BoundThread
 from .instance import Instance
 from .pool import Pool
@@ -29,8 +30,8 @@ class Instances:
         Exception: what a backend raises while it is built.
     """
 
-    def __init__(self, node: NodeConfig, pool: Pool, unscheduled: bool = False) -> None:
-        self._node, self._pool = node, pool
+    def __init__(self, node: NodeConfig, pool: Pool, alarm: Alarm, unscheduled: bool = False) -> None:
+        self._node, self._pool, self._alarm = node, pool, alarm
         self._threads: list[BoundThread] = []
         self._backends: list[Backend] = []
         self._builders: dict[Instance, Callable[[], Instance]] = {}
@@ -144,7 +145,7 @@ class Instances:
             options.stuck_after / 1000,
         )
         bound = {thread.instance: thread for thread in self._threads if thread.instance in instances}
-        stage = Stage(self._node.name, instances, rules, self._pool, bound)
+        stage = Stage(self._node.name, instances, rules, self._pool, bound, self._alarm)
         for thread in bound.values():
             thread.attach(stage)
         return stage

@@ -16,6 +16,7 @@ from ..mapping import Mapping
 from ..node_config import NodeConfig
 from ..registry import make_filter
 from ..request import Request
+from .alarm import Alarm
 from .instances import Instances
 from .journey import Journey, Step
 from .node import Node, Route
@@ -39,13 +40,13 @@ class Nodes:
         self._routes: dict[str, Route] = {}
         owners = [node for node in config.nodes.values() if node.lender == node.name]
         total = sum(group.instance_num for node in owners for group in node.groups)
-        self.pool = Pool(total, "torchpipe")
+        self.pool, self.alarm = Pool(total, "torchpipe"), Alarm("torchpipe-alarm")
         self.by_name: dict[str, Node] = {}
         self.watchdog: Watchdog | None = None
         self.streams: ModuleType | None = None  # torchpipe.streams, where a node has a GPU
         try:
             for node in owners:
-                self._owned[node.name] = Instances(node, self.pool, config.unscheduled)
+                self._owned[node.name] = Instances(node, self.pool, self.alarm, config.unscheduled)
             for node in config.nodes.values():
                 self.by_name[node.name] = self._make_node(node, graph)
             self._connect(graph)
@@ -74,7 +75,7 @@ class Nodes:
         What waits goes over to the new ones, what runs ends on the old ones; nothing is lost.
         """
         old = self._owned[config.name]
-        new = Instances(config, self.pool)
+        new = Instances(config, self.pool, self.alarm)
         try:
             if len(new.stages) != len(old.stages):
                 raise ConfigError(f"node {config.name!r}: a reload cannot change its groups of instances")

@@ -5,23 +5,24 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-import math
 import threading
 import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import TYPE_CHECKING
 
 from ..backends.base import UNLIMITED
 from ..errors import OverloadedError, ReentryError, note
 from ..request import Request
+from .alarm import Alarm
 from .batching import Patience
 from .bound import BoundThread
 from .free import FreeByRange
 from .instance import Instance, own_copy
 from .pool import Pool, Waiting, run_job
+from .portion import SHORT, Portion
 from .priority import PriorityQueue, rank
 from .selection import InOrder, Queue
 from .sending import drop, go_on
@@ -39,16 +40,6 @@ BURST = 300e-6
 FAVOUR = 1e-3
 """How long a caller whose own request is done goes on working for others, in seconds."""
 
-
-SHORT = 20e-3
-"""Seconds that a caller waits at most, about, for a running batch of a GPU to end, while others are free."""
-
-FEW = 8
-"""A GPU runs so many requests in little more time than one: no batch is made smaller on purpose."""
-
-FORGET = 0.95
-"""What is left, after a batch of a GPU, of the most requests that were here at once."""
-
 WOKEN = 60.0
 """Seconds for which a thread that was struck while it waited still waits, so as to wake the next."""
 
@@ -62,6 +53,33 @@ class Rules:
     max_queue: int = 0  # the most that may wait; 0: any number
     ageing: float = 0.0  # for how long one step of priority counts; 0: priorities are not looked at
     stuck_after: float = 0.0  # how long a batch may run before its instance counts as stuck; 0: for ever
+
+
+class LookAgain:
+    """Has a stage looked at once more, since what waits there for the end of a batch shall not if that hangs.
+
+    At a time, since a wait with a time-out for each caller would cost each of them more than its turn.
+    """
+
+    def __init__(self, stage: Stage, alarm: Alarm) -> None:
+        self._stage, self._alarm = stage, alarm
+        self.deadline: float | None = None
+        self._set = False
+
+    def soon(self) -> None:
+        """Look, if nobody is about to."""
+        if not self._set:
+            self._set = True
+            self.deadline = monotonic() + SHORT
+            try:
+                self._alarm.set(self)
+            except RuntimeError:  # the system has no thread left; the next who comes tries again
+                self._set = False
+
+    def expire(self) -> None:
+        """It is time."""
+        self._set = False  # first: who comes after the look below sets it again
+        self._stage.pool.put(self._stage.dispatch)
 
 
 class Stage:
@@ -79,6 +97,7 @@ class Stage:
         rules: Rules,
         pool: Pool,
         threads: dict[Instance, BoundThread],
+        alarm: Alarm,
     ) -> None:
         self.name = name
         self.instances = instances
@@ -97,6 +116,8 @@ class Stage:
         uniform = len({(instance.max, instance.min) for instance in instances}) == 1
         self.free: deque[Instance] | FreeByRange = deque(instances) if uniform else FreeByRange(instances)
         self.on_gpu = any(instance.stream is not None for instance in instances)
+        self.portion = Portion(instances, self.max)
+        self.again = LookAgain(self, alarm)
         if isinstance(self.free, FreeByRange):
             pop: Callable[[], Instance] = self.free.pop
             self._pop_fitting: Callable[[int], Instance] = self.free.pop
@@ -108,7 +129,6 @@ class Stage:
         self._pop_free = iter(pop, None)
         self._collecting: threading.Lock | None = None  # the bell of a batch that waits for company
         self._enough = 1  # how many must have come for an arrival to ring it
-        self._crowd = 0.0  # the most requests of late that waited or ran at once, on a GPU
         self._direct = not (threads or self._looks or self.watched)  # a caller may just run its request
 
     # Requests come in
@@ -126,7 +146,7 @@ class Stage:
                 self._direct
                 and self.free
                 and not (self.pending or self._collecting)
-                and not (self.on_gpu and self._least())
+                and not (self.on_gpu and self.portion.least(0))
             ):
                 # An iterator, because an interrupt cannot strike between its step and the try below: after
                 # a call it could, and would lose the instance.
@@ -222,7 +242,7 @@ class Stage:
             elif self.free:
                 self.dispatch(ticket)
             with Waiting():
-                self._await(ticket)
+                ticket.wake.acquire()  # ended by whoever serves it
         except BaseException:
             # if the claim fails a batch has it, and its outcome is dropped; but others may wait to be woken
             if not ticket.claim() and not ticket.interruptible:
@@ -235,12 +255,6 @@ class Stage:
                 raise ticket.error
             finally:
                 ticket.error = None
-
-    def _await(self, ticket: Ticket) -> None:
-        """Wait until somebody has served the ticket."""
-        patience = SHORT if self.on_gpu else -1  # for ever: ended by whoever serves it
-        while not ticket.wake.acquire(timeout=patience):
-            self.dispatch(ticket)  # it may be kept for the end of a batch that hangs
 
     @staticmethod
     def _wake_next(ticket: Ticket) -> None:
@@ -307,32 +321,12 @@ class Stage:
 
     def _too_few(self) -> bool:
         """Whether so few wait that they must; whoever ends the running batch looks here after freeing it."""
-        return self.on_gpu and len(self.pending) < self._least()
-
-    def _least(self) -> int:
-        """How many must wait for a GPU to start one more batch: a portion beside others, any number alone.
-
-        A small one would finish no earlier for being started at once, since the GPU is taken, and would cost
-        the host as much as a large one.
-        """
-        recent, running, short = perf_counter() - SHORT, 0, False
-        for instance in self.instances:
-            if instance.busy_with:
-                running += instance.busy_with
-                short = short or (instance.floor < SHORT and instance.since > recent)
-        self._crowd = max(self._crowd, len(self.pending) + running)
-        return min(self._portion(), self.max) if short else 0
-
-    def _portion(self) -> int:
-        """The batch with which k instances never wait: k portions run, and about one is on its way back.
-
-        Its callers are being woken, one after the other, and call again. A batch of all that wait would leave
-        its instance idle meanwhile. Half a portion is counted, because those who are on their way are never
-        all in the crowd; a quarter where portions are so small that a larger one takes hardly longer.
-        """
-        count = len(self.instances)
-        on_its_way = 0.25 if self._crowd <= FEW * count else 0.5
-        return math.ceil(self._crowd / (count + on_its_way))
+        if self.on_gpu:
+            waiting = len(self.pending)
+            if waiting < self.portion.least(waiting):
+                self.again.soon()
+                return True
+        return False
 
     def _caught_up(self, instance: Instance, mine: bool) -> bool:
         """Let an instance's stream end its work before a batch is chosen; False: the pool sees to it."""
@@ -486,12 +480,7 @@ class Stage:
 
     def _take_for(self, instance: Instance) -> list[Ticket]:
         """The next batch of an instance; empty if fewer are left than it takes."""
-        portion = UNLIMITED
-        if self.on_gpu and len(self.instances) > 1:
-            portion = max(self._portion(), FEW)
-            self._crowd *= FORGET
-            if len(self.pending) < portion + FEW:
-                portion = UNLIMITED  # nor is a rest left that is small
+        portion = self.portion.take(len(self.pending)) if self.on_gpu else UNLIMITED
         room = self.selection.room(instance, len(self.pending), portion)
         tickets = self._take(max(room, instance.min))
         if len(tickets) >= instance.min:

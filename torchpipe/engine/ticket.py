@@ -14,7 +14,10 @@ if TYPE_CHECKING:
 
 
 class Ticket:
-    """One request that waits at a stage. Whoever claims it first, a batch or its giving up, has it."""
+    """One request that waits at a stage. Whoever claims it first, a batch or its giving up, has it.
+
+    A selection that goes by more than the order sets ``weight`` or ``score`` when the ticket comes.
+    """
 
     __slots__ = (
         "_claim",
@@ -29,6 +32,8 @@ class Ticket:
         "wake",
         "weight",
     )
+    weight: int  # how much of a batch it takes
+    score: float  # what it is like: near scores go well together
 
     def __init__(
         self, request: Request, branch: Branch | None = None, journey: Journey | None = None
@@ -40,8 +45,6 @@ class Ticket:
         self.error: BaseException | None = None
         self.following: Ticket | None = None  # whom its thread wakes as soon as it is awake itself
         self.interruptible = False  # the main thread waits, which a signal may take away: it wakes nobody
-        self.weight = 1  # how much of a batch it takes
-        self.score = self.arrived  # what it is like: near scores go well together
         self._claim = threading.Lock()
         if branch is None:
             self.wake = threading.Lock()
