@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import gc
 import itertools
 import json
@@ -371,7 +372,7 @@ def work(name: str, case: Case, points: list[Any], seconds: float) -> None:
         pin(cores)
         before = resource.getrusage(resource.RUSAGE_SELF)
         start = time.perf_counter()
-        figures = closed_loop(call, clients, seconds)
+        figures = closed_loop(call, clients, seconds, callers_on(case.get("callers_on")))
         after = resource.getrusage(resource.RUSAGE_SELF)
         busy = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         figures["throughput"] *= items
@@ -389,6 +390,13 @@ def pin(cores: int) -> None:
             os.sched_setaffinity(int(thread), usable)
 
 
+def callers_on(count: int | None) -> Callable[[], object] | None:
+    """What each client's thread calls first, so that it stays on the first ``count`` usable cores."""
+    if count is None:
+        return None
+    return functools.partial(os.sched_setaffinity, 0, sorted(os.sched_getaffinity(0))[:count])
+
+
 def measure(name: str, case: Case, points: list[Any], seconds: float) -> list[dict[str, float]]:
     command = [sys.executable, __file__, "--work", name, json.dumps(case), json.dumps(points), str(seconds)]
     environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
@@ -404,6 +412,7 @@ FEW_CORES = [[10, 4], [64, 4], [256, 4]]
 LISTS = [1, 2, [1, 4], [2, 4]]
 TABLE: list[tuple[str, str, Case, list[Any]]] = [  # a point is a number of clients, or [clients, cores]
     ("ours", "ours", {}, [*ALL, *FEW_CORES]),
+    ("ours, callers on 2 cores", "ours", {"callers_on": 2}, [10, 64, 256]),
     ("omniback, the same backend", "omniback", {}, [1, 10, 64, [10, 4], [64, 4]]),
     ("ours, lists of 256", "ours, lists of 256", {"instances": 3}, LISTS),
     ("ours, lists of 1024", "ours, lists of 1024", {"instances": 3}, LISTS),

@@ -20,10 +20,12 @@ Submit = Callable[[], "Future[object]"]
 Figures = dict[str, float]
 
 
-def closed_loop(call: Call, clients: int, seconds: float) -> Figures:
-    """Each client calls again as soon as it is answered."""
-    _closed(call, clients, seconds * WARM_UP)
-    return _closed(call, clients, seconds)
+def closed_loop(
+    call: Call, clients: int, seconds: float, begin: Callable[[], object] | None = None
+) -> Figures:
+    """Each client calls again as soon as it is answered; ``begin`` is called first in each one's thread."""
+    _closed(call, clients, seconds * WARM_UP, begin)
+    return _closed(call, clients, seconds, begin)
 
 
 def open_loop(submit: Submit, rate: float, seconds: float, seed: int) -> Figures:
@@ -32,12 +34,12 @@ def open_loop(submit: Submit, rate: float, seconds: float, seed: int) -> Figures
     return _open(submit, _poisson(rate, seconds, seed))
 
 
-def _closed(call: Call, clients: int, seconds: float) -> Figures:
+def _closed(call: Call, clients: int, seconds: float, begin: Callable[[], object] | None) -> Figures:
     clock = _Clock(seconds)
     start = threading.Barrier(clients, action=clock.start)
     # Arrays, since the garbage collector would go through lists, for milliseconds, in the middle of a call.
     kept = [array("d", bytes(8 * (KEPT // clients))) for _ in range(clients)]
-    with ThreadPoolExecutor(clients) as pool:
+    with ThreadPoolExecutor(clients, initializer=begin) as pool:
         runs = [pool.submit(_client, call, start, clock, room) for room in kept]
         ends = [run.result() for run in runs]
     latencies = [value for room, (calls, _) in zip(kept, ends, strict=True) for value in room[:calls]]
