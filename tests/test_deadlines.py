@@ -1,11 +1,13 @@
 """Deadlines and cancellation: the caller leaves in time, and nothing runs for a request that nobody wants."""
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 
 import pytest
-from threads import LIMIT, Call, Gate, all_at_once, backend, copy_data, until
+from threads import LIMIT, Call, Gate, all_at_once, backend, copy_data, pipe_threads, until
 
 import torchpipe
 from torchpipe import DeadlineError, pipe
@@ -149,6 +151,35 @@ class TestADeadline:
                 model({"data": [1, 2, 3], "node_name": "all"}, timeout=0.05)
             gate.open()
         assert ran == [1]
+
+    def test_comes_in_time_while_the_callback_of_another_one_takes_long(self, held):
+        inside, end = threading.Semaphore(0), threading.Event()
+        for i in range(3):
+            future = held.submit({"data": i}, timeout=0.02 + 0.02 * i)
+            future.add_done_callback(lambda _: (inside.release(), end.wait(4 * LIMIT)))
+        try:
+            for _ in range(3):
+                assert inside.acquire(timeout=LIMIT)  # each is in its callback, and stays there
+            with pytest.raises(DeadlineError):
+                held.submit({"data": "neighbour"}, timeout=0.02).result(LIMIT)
+        finally:
+            end.set()
+        until(lambda: pipe_threads().count("torchpipe-alarm") <= 2, "threads that are too many end")
+
+    def test_that_has_passed_leaves_nothing_of_the_request(self, held, gate):
+        class Payload:
+            pass
+
+        payload = Payload()
+        gone = weakref.ref(payload)
+        future = held.submit({"data": payload}, timeout=0.02)
+        with pytest.raises(DeadlineError):
+            future.result(LIMIT)
+        gate.open()
+        until(lambda: len(held._entrance.inside) == 0, "it has left")
+        held.ran["first"].clear()
+        del payload, future
+        until(lambda: gc.collect() >= 0 and gone() is None, "its data are released")
 
     def test_holds_for_the_whole_restart_loop(self):
         backend("Again", lambda batch: [r.update(result=r["data"] + 1, restart="again") for r in batch])

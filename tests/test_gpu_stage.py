@@ -9,7 +9,7 @@ from threads import Call, Gate, all_at_once, copy_data, until
 
 import torchpipe
 from torchpipe.engine import instance as instances
-from torchpipe.engine import nodes, portion
+from torchpipe.engine import nodes, portion, stage
 
 
 class Clockwork:
@@ -166,6 +166,33 @@ def test_so_is_what_no_thread_waits_for(on_clockwork):
         Call(pipe, requests).answer()
         assert [request["result"] for request in requests] == [2, 3]
         assert hanging.is_alive()
+
+
+def test_nor_does_a_callback_that_takes_long_keep_them_there(on_clockwork):
+    callback = Gate()
+    with beside_a_batch(on_clockwork, 8, []) as (pipe, _, _):
+        late = pipe.submit({"data": 0}, timeout=0.004)  # before anybody looks again
+        late.add_done_callback(lambda _: callback.stop())
+        callback.wait_for_one()
+        try:
+            Call(pipe, {"data": 1}).answer()
+        finally:
+            callback.open()
+
+
+def test_the_main_thread_leaves_the_second_look_to_others_since_an_interrupt_may_strike_it(
+    on_clockwork, monkeypatch
+):
+    look, who = stage.LookAgain.soon, []
+    monkeypatch.setattr(
+        stage.LookAgain, "soon", lambda self: who.append(threading.current_thread()) or look(self)
+    )
+    with beside_a_batch(on_clockwork, 8, []) as (pipe, _, _):
+        request = {"data": 1}
+        pipe(request)
+        assert request["result"] == 1
+    assert who
+    assert threading.main_thread() not in who
 
 
 @pytest.mark.parametrize("count", [1, 2, 3])

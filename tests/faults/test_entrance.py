@@ -247,7 +247,8 @@ def test_deadlines_far_away_take_no_memory_once_their_requests_are_done():
             model.submit({"data": i}, timeout=3600 + i).result(LIMIT)
         assert len(alarm._due) < 100
         assert len(alarm._ticks) < 200
-        threads = threading.active_count()
-        with pytest.raises(DeadlineError):
-            model.submit({"data": 1, "deadline": time.monotonic() - 1}).result(LIMIT)
-        assert threading.active_count() == threads
+        threads = threading.active_count() + 1  # the alarm has two, once something has expired
+        for _ in range(50):
+            with pytest.raises(DeadlineError):
+                model.submit({"data": 1, "deadline": time.monotonic() - 1}).result(LIMIT)
+        assert threading.active_count() <= threads

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import math
 import threading
@@ -13,6 +14,9 @@ from .pool import run_job
 TICK = 0.004
 """Seconds between two looks at the clock: how late a deadline may be noticed."""
 
+SPARE = 2
+"""Threads that stay when nothing has expired: one that looks at the clock and one to take its place."""
+
 
 class Due(Protocol):
     """What the alarm is set for; an object, which can be found again when it is not due after all."""
@@ -21,30 +25,40 @@ class Due(Protocol):
     """When, on the clock of ``time.monotonic()``; None: never."""
 
     def expire(self) -> object:
-        """Called then, on the alarm's thread: short."""
+        """Called then, on a thread of the alarm."""
 
 
 class Alarm:
-    """One thread, started with the first deadline. A request that is done in time is forgotten at once."""
+    """Threads of which one looks at the clock. A request that is done in time is forgotten at once.
+
+    The first is started when something is set, and one more whenever all others are at what has expired,
+    which may be a user's callback that takes its time: nobody else's deadline is late for that.
+    """
 
     def __init__(self, name: str) -> None:
         self._name = name
         self._due: dict[int, set[Due]] = {}  # by the number of the tick
         self._ticks: list[int] = []  # a heap
-        self._changed = threading.Condition()
-        self._thread: threading.Thread | None = None
+        self._watch = threading.Lock()  # held by the thread that looks at the clock
+        # The lock itself, not the condition, is entered: in C, where no interrupt leaves it taken.
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
+        self._threads: list[threading.Thread] = []
+        self._busy = 0  # threads at what has expired
         self._closed = False
 
     def set(self, due: Due) -> None:
-        """Have it expire at its deadline, if it has one."""
+        """Have it expire at its deadline, if it has one.
+
+        Raises:
+            RuntimeError: there is no thread yet and the system gives none.
+        """
         if due.deadline is None:
             return
         tick = math.ceil(due.deadline / TICK)
-        with self._changed:
-            if self._thread is None:
-                thread = threading.Thread(target=self._work, name=self._name, daemon=True)
-                thread.start()
-                self._thread = thread
+        with self._lock:
+            if not self._threads:
+                self._grow()
             if tick not in self._due:
                 heapq.heappush(self._ticks, tick)
                 if self._ticks[0] == tick:
@@ -55,7 +69,7 @@ class Alarm:
         """It is over; there is nothing to wait for."""
         if due.deadline is None:
             return
-        with self._changed:
+        with self._lock:
             tick = math.ceil(due.deadline / TICK)
             others = self._due.get(tick, set())
             others.discard(due)
@@ -67,24 +81,45 @@ class Alarm:
                 self._ticks = sorted(self._due)  # without those of which nobody is left: a heap, too
 
     def close(self) -> None:
-        """End the thread and wait for it."""
-        with self._changed:
+        """End all threads and wait for them (but not for the current one)."""
+        with self._lock:
             self._closed = True
-            self._changed.notify()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+            self._changed.notify_all()
+            threads = self._threads.copy()
+        for thread in threads:
+            if thread is not threading.current_thread():
+                thread.join()
+
+    def _grow(self) -> None:
+        thread = threading.Thread(target=self._work, name=self._name, daemon=True)
+        thread.start()
+        self._threads.append(thread)
 
     def _work(self) -> None:
         while True:
-            with self._changed:
-                now = monotonic()
-                while not self._closed and (not self._ticks or self._ticks[0] * TICK > now):
-                    # ended by an earlier deadline, by close, or by the clock
-                    self._changed.wait(self._ticks[0] * TICK - now if self._ticks else None)
-                    now = monotonic()
-                if self._closed:
+            with self._watch:  # ended by its holder's next tick, or by close
+                expired = self._next()
+            while expired:
+                run_job(expired.pop().expire)
+            with self._lock:
+                self._busy -= 1
+                if self._closed or len(self._threads) - self._busy > SPARE:
+                    with contextlib.suppress(ValueError):  # its start was interrupted
+                        self._threads.remove(threading.current_thread())
                     return
-                expired = self._due.pop(heapq.heappop(self._ticks), set())
-            for due in expired:
-                run_job(due.expire)
-            expired.clear()
+
+    def _next(self) -> list[Due]:
+        """What has expired, once anything has; nothing after close."""
+        with self._lock:
+            now = monotonic()
+            while not self._closed and (not self._ticks or self._ticks[0] * TICK > now):
+                # ended by an earlier deadline, by close, or by the clock
+                self._changed.wait(self._ticks[0] * TICK - now if self._ticks else None)
+                now = monotonic()
+            self._busy += 1
+            if self._closed:
+                return []
+            if self._busy >= len(self._threads):
+                with contextlib.suppress(RuntimeError):  # the system has no thread left
+                    self._grow()
+            return [*self._due.pop(heapq.heappop(self._ticks), ())]

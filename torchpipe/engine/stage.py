@@ -287,11 +287,11 @@ class Stage:
         waking a thread for each. A caller runs only the batch that its ``own`` request is in, and others
         as long as that is quicker than waking a thread.
         """
-        if self._too_few():  # as for most callers of a GPU, who are spared the rest
-            return
         mine = self.pool.mine()
         if not mine and threading.current_thread() is threading.main_thread():
             self.pool.put(self.dispatch)
+            return
+        if self._too_few():  # as for most callers of a GPU, who are spared the rest
             return
         until = perf_counter() + FAVOUR
         while self.pending and not self._too_few():
