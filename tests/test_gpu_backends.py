@@ -25,6 +25,16 @@ pytestmark = [
 PHOTOS = [path.read_bytes() for path in sorted(Path("demo/images").glob("*.jpg")) if path.stem != "broken"]
 
 
+def test_the_decoder_holds_files_until_its_next_batch_and_no_longer():
+    with torchpipe.pipe({"backend": "DecodeTensor", "instance_num": 1, "max": 128}) as pipe:
+        for most, fewer in ((10, 3), (100, 1)):
+            files = [bytes(bytearray(PHOTOS[0])) for _ in range(most)]  # nobody else has them
+            before = [sys.getrefcount(file) for file in files]
+            pipe([{"data": file} for file in files])
+            pipe([{"data": PHOTOS[0]} for _ in range(fewer)])
+            assert [sys.getrefcount(file) for file in files] == before
+
+
 def rgb(data: bytes) -> np.ndarray:
     return cv2.cvtColor(cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
 

@@ -79,7 +79,7 @@ class Graph:
 
 
 class Point:
-    """A point in the work of a GPU's streams, set again and again; until then it counts as reached.
+    """A point in the work of a GPU's streams, set again and again; at first where it was made.
 
     A thread that waits for it sleeps: one that spins would take a core from those that feed the GPU.
     """

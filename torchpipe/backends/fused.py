@@ -231,6 +231,8 @@ class Table:
         """The rows on the GPU, for the current stream."""
         self._copied.wait()  # the last copy
         if len(rows) > len(self._host):
+            # A kernel may still read the old one, which belongs to another stream's memory.
+            torch.cuda.current_stream(self._there.device).synchronize()
             self.__init__(len(rows), self._there.device)  # type: ignore[misc]
         self.write(rows)
         self.enqueued(len(rows))

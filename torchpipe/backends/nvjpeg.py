@@ -82,6 +82,7 @@ class NvJpeg:
         self._done.wait()  # the last batch, whose state and files this one replaces
         count = len(files)
         if count != self._size:
+            self._size = 0  # unless this succeeds
             _check(self._resize(self._handle, self._state, count, 1, RGB_PLANES), "size")
             self._size = count
         areas = [head.height * head.width for head in headers]
@@ -126,7 +127,8 @@ class NvJpeg:
             self._files = (ctypes.c_char_p * count)()
         self._files[:count] = files
         if count < self._kept:
-            self._files[count : self._kept] = [None] * (self._kept - count)
+            # Not None: ctypes would keep what was there.
+            self._files[count : self._kept] = [b""] * (self._kept - count)
         self._kept = count
 
     def close(self) -> None:
