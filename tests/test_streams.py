@@ -2,6 +2,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import torch
@@ -265,6 +266,22 @@ def test_torch_moves_tensors_and_lists_to_its_gpu():
         request = {"data": [torch.ones(3), torch.ones(2, device="cuda")]}
         pipe(request)
     assert [str(t.device) for t in request["result"]] == ["cuda:0", "cuda:0"]
+
+
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
+def test_a_backend_without_a_scheduler_runs_on_its_own_gpu_whichever_is_the_current_one():
+    files = [path.read_bytes() for path in sorted(Path("demo/images").glob("*.jpg")) if path.stem != "broken"]
+    size = {"resize_h": 64, "resize_w": 64, "max": 8}
+    results = []
+    for device in (0, 1):
+        config = {"Interpreter::backend": "PreprocessTensor", "device": device, **size}
+        with torchpipe.pipe(config) as pipe:
+            for _ in range(3):
+                requests = [{"data": file} for file in files]
+                pipe(requests)
+        assert {request["result"].device.index for request in requests} == {device}
+        results.append(torch.cat([request["result"].cpu() for request in requests]))
+    assert torch.equal(*results)
 
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

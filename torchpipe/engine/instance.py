@@ -17,6 +17,8 @@ from ..request import Request
 from .batching import Costs
 
 if TYPE_CHECKING:
+    import torch
+
     from ..streams import InstanceStream
 
 KEPT = 1024
@@ -161,15 +163,23 @@ class Instance:
         return error
 
 
-def _stream_of(backend: Backend) -> InstanceStream | None:
-    """A stream for an instance that computes on a GPU: where the first part of it does that says so."""
+def gpu_of(backend: Backend) -> torch.device | None:
+    """The GPU that a backend computes on: where the first part of it does that says so."""
     for part in backend.tree():
         if getattr(part.device, "type", "") == "cuda":
-            from ..streams import InstanceStream  # not before: a pipe without a GPU needs no torch
-
-            wishes = [part.priority for part in backend.tree() if part.priority is not None]
-            return InstanceStream(part.device, wishes[0] if wishes else 0, backend.synchronous)
+            return part.device
     return None
+
+
+def _stream_of(backend: Backend) -> InstanceStream | None:
+    """A stream for an instance that computes on a GPU."""
+    gpu = gpu_of(backend)
+    if gpu is None:
+        return None
+    from ..streams import InstanceStream  # not before: a pipe without a GPU needs no torch
+
+    wishes = [part.priority for part in backend.tree() if part.priority is not None]
+    return InstanceStream(gpu, wishes[0] if wishes else 0, backend.synchronous)
 
 
 def own_copy(error: BaseException) -> BaseException:

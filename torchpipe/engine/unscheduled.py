@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from typing import TYPE_CHECKING
 
 from ..backends.base import Backend
 from ..errors import RequestError, note
 from ..request import Request
+from .instance import gpu_of
 from .pool import Pool
 from .sending import drop, go_on
 
@@ -23,6 +25,7 @@ class Unscheduled:
         self.name, self.backend = name, backend
         self._pool = pool
         self.max, self.min = backend.max, backend.min
+        self._gpu = gpu_of(backend)
 
     def run(self, request: Request, journey: Journey | None = None) -> None:
         """Run one request in the caller's thread."""
@@ -36,10 +39,19 @@ class Unscheduled:
                 "runs without a scheduler"
             )
         try:
-            self.backend.forward(batch)
+            with self._gpu_current():
+                self.backend.forward(batch)
         except BaseException as error:
             note(error, f"in node {self.name!r}, backend {self.backend.label}")
             raise
+
+    def _gpu_current(self) -> contextlib.AbstractContextManager:
+        """The backend's GPU is the current one, whichever the caller's is."""
+        if self._gpu is None:
+            return contextlib.nullcontext()
+        import torch
+
+        return torch.cuda.device(self._gpu)
 
     def submit(self, tickets: list[Ticket]) -> None:
         """Run each on a thread of the pool; its branch goes on when it is done."""
