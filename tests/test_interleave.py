@@ -141,7 +141,7 @@ def test_a_cancelled_request_is_answered_or_not_run_and_others_never_notice():
         assert seen[0] <= 1
         look(pipe, world)
 
-    search(scenario, 400)
+    search(scenario, 250)
     assert ends[True]
     assert ends[False]
 

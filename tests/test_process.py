@@ -98,7 +98,7 @@ threads.append(threading.Thread(target=killer, daemon=True))
 for thread in threads:
     thread.start()
 interrupts = calls = 0
-end = time.monotonic() + 2.5
+end = time.monotonic() + 2.0
 while time.monotonic() < end:
     try:
         armed = True

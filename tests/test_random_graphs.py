@@ -216,7 +216,7 @@ def call(model, kind: int, seed: int):
     return request
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(graphs(), st.integers(0, 10**6))
 def test_answers_of_16_threads_are_those_of_the_interpreter(nodes, seed):
     torchpipe.register_backend(Work)

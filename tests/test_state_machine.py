@@ -268,5 +268,5 @@ class PipeMachine(RuleBasedStateMachine):
             self._end()
 
 
-PipeMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=30, deadline=None)
+PipeMachine.TestCase.settings = settings(max_examples=100, stateful_step_count=30, deadline=None)
 TestPipe = PipeMachine.TestCase

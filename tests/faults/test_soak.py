@@ -28,7 +28,7 @@ def soak(monkeypatch):
 
 
 def test_no_request_is_lost_or_answered_wrong_whatever_happens_around_it(soak):
-    told = soak.soak(7.0)
+    told = soak.soak(5.0)
     print(soak.table(told))
     assert (told["lost"], told["wrong"], told["hung"]) == (0, [], [])
     for kind in ("right", "raised", "late", "cancelled", "refused"):
