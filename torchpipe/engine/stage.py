@@ -291,8 +291,6 @@ class Stage:
         if not mine and threading.current_thread() is threading.main_thread():
             self.pool.put(self.dispatch)
             return
-        if self._too_few():  # as for most callers of a GPU, who are spared the rest
-            return
         until = perf_counter() + FAVOUR
         while self.pending and not self._too_few():
             try:
