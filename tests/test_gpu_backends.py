@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from images import PHOTOS as PATHS
 from networks import Classifier, SumAndDifference
 from PIL import Image
 
@@ -22,7 +23,7 @@ pytestmark = [
     pytest.mark.timeout(200),
 ]
 
-PHOTOS = [path.read_bytes() for path in sorted(Path("demo/images").glob("*.jpg")) if path.stem != "broken"]
+PHOTOS = [path.read_bytes() for path in PATHS]
 
 
 def test_the_decoder_holds_files_until_its_next_batch_and_no_longer():

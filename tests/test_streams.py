@@ -2,10 +2,10 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
+from images import PHOTOS
 
 import torchpipe
 from torchpipe import streams
@@ -270,14 +270,13 @@ def test_torch_moves_tensors_and_lists_to_its_gpu():
 
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")
 def test_a_backend_without_a_scheduler_runs_on_its_own_gpu_whichever_is_the_current_one():
-    files = [path.read_bytes() for path in sorted(Path("demo/images").glob("*.jpg")) if path.stem != "broken"]
     size = {"resize_h": 64, "resize_w": 64, "max": 8}
     results = []
     for device in (0, 1):
         config = {"Interpreter::backend": "PreprocessTensor", "device": device, **size}
         with torchpipe.pipe(config) as pipe:
             for _ in range(3):
-                requests = [{"data": file} for file in files]
+                requests = [{"data": path.read_bytes()} for path in PHOTOS]
                 pipe(requests)
         assert {request["result"].device.index for request in requests} == {device}
         results.append(torch.cat([request["result"].cpu() for request in requests]))

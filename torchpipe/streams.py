@@ -195,6 +195,16 @@ def on_host(forward: Callable[[list[Request]], None]) -> Callable[[list[Request]
     return run
 
 
+def on_gpu(forward: Callable[[list[Request]], None], device: torch.device) -> Callable[[list[Request]], None]:
+    """A ``forward`` that runs with its own GPU as the current one, whichever the caller's is."""
+
+    def run(batch: list[Request]) -> None:
+        with torch.cuda.device(device):
+            forward(batch)
+
+    return run
+
+
 def settled(decide: Callable[[Request], Any]) -> Callable[[Request], Any]:
     """A filter between nodes that may look at values: the host waits for them before."""
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..backends.base import Backend
@@ -25,7 +25,12 @@ class Unscheduled:
         self.name, self.backend = name, backend
         self._pool = pool
         self.max, self.min = backend.max, backend.min
-        self._gpu = gpu_of(backend)
+        self._forward: Callable[[list[Request]], None] = backend.forward
+        gpu = gpu_of(backend)
+        if gpu is not None:
+            from ..streams import on_gpu  # not before: a pipe without a GPU needs no torch
+
+            self._forward = on_gpu(backend.forward, gpu)
 
     def run(self, request: Request, journey: Journey | None = None) -> None:
         """Run one request in the caller's thread."""
@@ -39,19 +44,10 @@ class Unscheduled:
                 "runs without a scheduler"
             )
         try:
-            with self._gpu_current():
-                self.backend.forward(batch)
+            self._forward(batch)
         except BaseException as error:
             note(error, f"in node {self.name!r}, backend {self.backend.label}")
             raise
-
-    def _gpu_current(self) -> contextlib.AbstractContextManager:
-        """The backend's GPU is the current one, whichever the caller's is."""
-        if self._gpu is None:
-            return contextlib.nullcontext()
-        import torch
-
-        return torch.cuda.device(self._gpu)
 
     def submit(self, tickets: list[Ticket]) -> None:
         """Run each on a thread of the pool; its branch goes on when it is done."""
