@@ -22,10 +22,11 @@ EACH, SHARED, WIDE = (
     "rapidocr, one engine for all, 2 threads",
 )
 SINGLE = "rapidocr, one engine for all, 1 thread, lines one by one"
-FLUSHED = "limit: rapidocr, 1 thread, lines one by one, denormals as zero"
-FLUSHED_WIDE = "limit: rapidocr, 2 threads, lines one by one, denormals as zero"
+FLUSHED = "rapidocr, 1 thread, lines one by one, denormals as zero"
+FLUSHED_WIDE = "rapidocr, 2 threads, lines one by one, denormals as zero"
 ONE_BY_ONE = {"Rec.rec_batch_num": 1}
 RIVALS = (EACH, SHARED, WIDE, SINGLE)
+LEVELLED = (FLUSHED, FLUSHED_WIDE)
 
 
 def pictures() -> list[bytes]:
@@ -111,10 +112,12 @@ def label(callers: int) -> str:
 
 
 def points(seconds: float) -> list[Point]:
-    return [Point(label(n), names(n), {"clients": n, "seconds": seconds}, {"callers": n}) for n in CALLERS]
+    return [
+        Point(label(n), contestants(n), {"clients": n, "seconds": seconds}, {"callers": n}) for n in CALLERS
+    ]
 
 
-def names(callers: int) -> list[str]:
+def contestants(callers: int) -> list[str]:
     """Ours, the rival's settings that can be its best, and it with our engine's flag."""
     if callers == 1:
         return [OURS, WIDE, SHARED, FLUSHED_WIDE]
@@ -125,11 +128,15 @@ def targets(results: Results) -> list[Target]:
     found = []
     for callers, part in CALLERS.items():
         point = label(callers)
-        rivals = [results[point, name] for name in RIVALS if (point, name) in results]
-        best = max(rivals, key=_pictures)
-        measured = harness.ratio(results[point, OURS], best, "throughput")
-        aim = f"{point}: at least {part:g} of the best rapidocr's pictures per second ({best.contestant})"
-        found.append(Target(aim, show(measured), measured[0] >= part))
+        for names, least, whose in (
+            (RIVALS, part, "best rapidocr's"),
+            (LEVELLED, 1.0, "levelled rapidocr's"),
+        ):
+            rivals = [results[point, name] for name in names if (point, name) in results]
+            best = max(rivals, key=_pictures)
+            measured = harness.ratio(results[point, OURS], best, "throughput")
+            aim = f"{point}: at least {least:g} of the {whose} pictures per second ({best.contestant})"
+            found.append(Target(aim, show(measured), measured[0] >= least))
     return found
 
 
@@ -141,9 +148,9 @@ def main() -> None:
     options = harness.options(CONTESTANTS, repeats=3, seconds=10.0, quick_seconds=3.0)
     results = harness.measure(points(options.seconds), CONTESTANTS, options.repeats)
     limits = [
-        "the detector computes with denormal numbers, which this processor is slow at; OnnxTensor takes them "
-        "for zero. The rows 'denormals as zero' give rapidocr the same, which its settings do not offer: "
-        "what is left over them is the pipe's own.",
+        "none is known. The detector computes with denormal numbers, which this processor is slow at, and "
+        "OnnxTensor takes them for zero. The rows 'denormals as zero' (levelled) give rapidocr the same, "
+        "which its settings do not offer: what is left over them is the pipe's own.",
     ]
     title = "OCR: pictures to text with PP-OCR"
     publish("ocr", title, options, results, [OURS], targets(results), limits)

@@ -43,7 +43,12 @@ def publish(
     """Prints the report and writes it as Markdown and, with every single run, as JSON.
 
     ``tables`` stand in place of one table a point, and ``reading`` says what they show.
+
+    Raises:
+        SystemExit: one of ``ours`` beats a limit, so that it is none: see :func:`exceeded`.
     """
+    broken = exceeded(results, ours)
+    limits = [*limits, *broken]
     text = "\n".join([*_header(title, name, options, results, reading), *_limits(limits), *_targets(targets)])
     text += "\n".join(["", *(_tables(results, ours) if tables is None else tables)])
     print(text)
@@ -53,6 +58,34 @@ def publish(
     record = {"header": machine(), "targets": [asdict(target) for target in targets]}
     record["series"] = [asdict(series) for series in results.values()]
     file.with_suffix(".json").write_text(json.dumps(record, indent=1) + "\n")
+    if broken:
+        raise SystemExit("\n".join(broken))
+
+
+LIMIT = "limit:"
+"""What the name of a contestant begins with that nobody can beat, if it is written well."""
+
+
+def exceeded(results: Results, ours: Sequence[str], figure: str = "throughput") -> list[str]:
+    """Where the worst repeat of ``ours`` beats the best one of its point's limit: a mistake in the benchmark.
+
+    A limit is the same work without any service. What is faster than that does other work, or the limit takes
+    a slow path, or lacks a setting.
+    """
+    found = []
+    for point in dict.fromkeys(point for point, _ in results):
+        rows = [series for series in results.values() if series.point == point]
+        bounds = [series for series in rows if series.contestant.startswith(LIMIT)]
+        for series in rows:
+            if bounds and series.contestant in ours:
+                best = max(bounds, key=lambda one: one.median(figure))
+                if series.spread(figure)[1] > best.spread(figure)[2]:
+                    over = show(ratio(series, best, figure))
+                    found.append(
+                        f"NO LIMIT: at {point!r} {series.contestant!r} has {over} times the {figure} of "
+                        f"{best.contestant!r}; find the slow path in the benchmark before you publish this."
+                    )
+    return found
 
 
 def show(values: Spread, unit: str = "") -> str:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import handmade
 import harness
 from harness import Case, Contestant, Point, Results, Series
 from photo import write_photo
@@ -23,6 +24,7 @@ ESPRESSO = 967  # what the photograph shows
 OVERHEAD = 0.05
 
 OURS, THREADS = "torchpipe (ours)", "plain threads, a lock per session"
+FAIR = "plain threads, sessions in order of arrival"
 RIVAL = f"omniback, the same Python code, up to {WAIT_MS} ms"
 RIVAL_NEVER = "omniback, the same Python code, no batching"
 ALONE, PAIR = "limit: bare loop, 1 thread", "limit: bare loop, 2 threads"
@@ -31,27 +33,7 @@ ALONE_FULL, PAIR_FULL = f"{ALONE}, batches of {MAX}", f"{PAIR}, batches of {MAX}
 
 def image(jpeg: bytes) -> Any:
     """A normalised tensor of 1 x 3 x 224 x 224."""
-    import cv2
-    import numpy
-
-    pixels = cv2.imdecode(numpy.frombuffer(jpeg, numpy.uint8), cv2.IMREAD_COLOR_RGB)
-    pixels = cv2.resize(pixels, (SIDE, SIDE))
-    planes = numpy.empty((1, 3, SIDE, SIDE), numpy.float32)
-    cv2.split(cv2.subtract(pixels, (MEAN,) * 4, dtype=cv2.CV_32F), list(planes[0]))
-    planes *= 1 / STD
-    return planes
-
-
-def network(model: str) -> Callable[[Any], Any]:
-    """The model in a session of one thread."""
-    import onnxruntime
-
-    settings = onnxruntime.SessionOptions()
-    settings.intra_op_num_threads = settings.inter_op_num_threads = 1
-    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = onnxruntime.InferenceSession(model, settings, providers=["CPUExecutionProvider"])
-    name = session.get_inputs()[0].name
-    return lambda tensor: session.run(None, {name: tensor})[0]
+    return handmade.normalised(handmade.planes(handmade.resize(handmade.decode(jpeg), SIDE)), MEAN, STD)
 
 
 def ours(case: Case) -> Callable[[], Any]:
@@ -103,7 +85,7 @@ def rival_caller(case: Case, wait_ms: int) -> Callable[[], Any]:
 
     class Network:
         def init(self, parameters: Any, options: Any = None) -> None:
-            self.run = network(case["model"])
+            self.run = handmade.network(case["model"])
 
         def forward(self, requests: Any) -> None:
             tensors = [numpy.from_dlpack(request["data"]) for request in requests]
@@ -136,7 +118,7 @@ def pipe_caller(pipe: Callable[[dict[str, Any]], object], case: Case) -> Callabl
 
 def threads(case: Case) -> Callable[[], Any]:
     jpeg = Path(case["jpeg"]).read_bytes()
-    runs = [(network(case["model"]), threading.Lock()) for _ in range(INSTANCES)]
+    runs = [(handmade.network(case["model"]), threading.Lock()) for _ in range(INSTANCES)]
     turns = itertools.count()
 
     def take() -> tuple[Callable[[Any], Any], threading.Lock]:
@@ -159,6 +141,42 @@ def threads(case: Case) -> Callable[[], Any]:
     return checked(call)
 
 
+def fair(case: Case) -> Callable[[], Any]:
+    """The same in order of arrival: as many decode and run at once as there are sessions."""
+    jpeg = Path(case["jpeg"]).read_bytes()
+    free = deque(handmade.network(case["model"]) for _ in range(INSTANCES))
+    waiting: deque[tuple[threading.Lock, list[Any]]] = deque()
+    guard = threading.Lock()
+
+    def take() -> Any:
+        with guard:
+            if free:
+                return free.pop()
+            turn, given = threading.Lock(), []  # type: ignore[var-annotated]
+            turn.acquire()
+            waiting.append((turn, given))
+        turn.acquire()  # ended by whoever gives a session back
+        return given[0]
+
+    def give(run: Any) -> None:
+        with guard:
+            if not waiting:
+                free.append(run)
+                return
+            turn, given = waiting.popleft()
+        given.append(run)
+        turn.release()
+
+    def call() -> Any:
+        run = take()
+        try:
+            return run(image(jpeg))
+        finally:
+            give(run)
+
+    return checked(call)
+
+
 def bare(case: Case) -> Callable[[], Any]:
     return loop(case, 1)
 
@@ -172,7 +190,7 @@ def loop(case: Case, size: int) -> Callable[[], Any]:
     import numpy
 
     jpeg = Path(case["jpeg"]).read_bytes()
-    free = deque(network(case["model"]) for _ in range(INSTANCES))
+    free = deque(handmade.network(case["model"]) for _ in range(INSTANCES))
 
     def call() -> Any:
         run = free.pop()
@@ -201,6 +219,7 @@ CONTESTANTS = {
     PAIR_FULL: Contestant(bare_full, clients=2, items=MAX),
     OURS: Contestant(ours),
     THREADS: Contestant(threads),
+    FAIR: Contestant(fair),
     RIVAL: Contestant(rival, rival=True),
     RIVAL_NEVER: Contestant(rival_never, rival=True),
 }
@@ -249,7 +268,7 @@ def _tail(aim: str, our: Series, other: Series, part: float) -> Target:
 
 
 def points(seconds: float, case: Case) -> list[Point]:
-    services = (OURS, THREADS, RIVAL, RIVAL_NEVER)
+    services = (OURS, THREADS, FAIR, RIVAL, RIVAL_NEVER)
     return [
         Point(label(callers), [*bares(callers), *services], {"clients": callers, "seconds": seconds}, case)
         for callers in CALLERS
@@ -268,10 +287,12 @@ def main() -> None:
     options = harness.options(CONTESTANTS, repeats=5, seconds=5.0, quick_seconds=1.0)
     with tempfile.TemporaryDirectory() as folder:
         case = {"jpeg": str(write_photo(Path(folder))), "model": model()}
+        steps = handmade.parts(Path(case["jpeg"]).read_bytes(), SIDE, MEAN, STD, case["model"])
         results = harness.measure(points(options.seconds, case), CONTESTANTS, options.repeats)
     limits = [
         "the bare loops decode, resize and run the model without any service, callers or queue, each thread "
-        f"with a session of its own; ours and the others have {INSTANCES} sessions of one thread."
+        f"with a session of its own; ours and the others have {INSTANCES} sessions of one thread. Each step "
+        f"of all but ours, alone on a thread: {handmade.told(steps)}."
     ]
     title = "Service: JPEG to class with EfficientNet-Lite0 on ONNX Runtime"
     publish("service", title, options, results, [OURS], targets(results), limits)

@@ -6,6 +6,7 @@ from functools import cache
 from typing import Any
 
 import cv2
+import handmade
 import harness
 import images
 import numpy as np
@@ -128,10 +129,19 @@ LIMITS = (
 
 def main() -> None:
     options = harness.options({}, repeats=5, seconds=0.5, quick_seconds=0.05)
+    handmade.level()
     title = f"Tensors: a photograph of {WIDTH} x {HEIGHT}, scores, a detector's head through one backend"
     results = images.measure(options, STEPS)
     report.publish(
-        "tensors", title, options, results, [], [], [LIMITS], images.table(results, STEPS), images.READING
+        "tensors",
+        title,
+        options,
+        results,
+        [images.FORWARD, images.PIPE],
+        [],
+        [LIMITS],
+        images.table(results, STEPS),
+        images.READING,
     )
 
 
