@@ -69,7 +69,8 @@ def test_identity_is_the_backend_when_none_is_named():
 
 
 def test_empty_leaves_no_result_not_even_an_older_one():
-    assert run("Empty", data=1, result="old", other=2) == {"data": 1, "other": 2}
+    why = "node 'node', backend Empty: it does nothing at all"
+    assert run("Empty", data=1, result="old", other=2) == {"data": 1, "other": 2, "reason": why}
 
 
 # Sequential

@@ -361,7 +361,8 @@ class TestFilters:
             "d": {"map": "[result:data]", "filter": "SubGraphSkip", "next": "e"},
             "e": {"backend": "C10Exception"},
         }
-        assert run(config) == {"data": "1"}
+        why = "the filter of node 'd' answered SubGraphSkip: there is no result"
+        assert run(config) == {"data": "1", "reason": why}
 
     def test_break_ends_the_whole_graph_with_its_own_request(self):
         config = changed(
@@ -397,7 +398,8 @@ class TestFilters:
                 started.clear()
                 request = {"data": 1}
                 all_at_once([lambda call=call, request=request: call(request)])
-                assert request == {"data": 1}, "what the breaking branch had is the answer"
+                why = "the filter of node 'stop' answered Break: there is no result"
+        assert request == {"data": 1, "reason": why}, "what the breaking branch had is the answer"
         assert not after
 
     def test_error_and_filters_that_raise_fail_the_request_and_name_the_node(self):

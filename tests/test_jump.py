@@ -232,7 +232,7 @@ class TestMapReduce:
             call.answer()
             assert request["result"] == [2 * i for i in range(10_000)]
             assert most < 20
-            assert model.stats()["start"] == {"requests": 1, "errors": 0, "parts": 10_000}
+            assert model.stats()["start"] == {"requests": 1, "errors": 0, "no_result": 0, "parts": 10_000}
 
     def test_batches_the_parts_of_different_requests_together(self):
         gate = Gate()

@@ -47,7 +47,8 @@ class TestARequest:
 
     def test_loses_a_stale_result_when_it_cannot_be_processed(self):
         with pipe({"backend": "Empty"}) as model:
-            assert run(model, data=1, result="stale") == {"data": 1}
+            why = "node 'node', backend Empty: it does nothing at all"
+            assert run(model, data=1, result="stale") == {"data": 1, "reason": why}
 
     @pytest.mark.parametrize(
         "config", [{"backend": "C10Exception"}, {"Interpreter::backend": "C10Exception"}]
@@ -104,7 +105,8 @@ class TestARequest:
         ran = []
         backend("Ran", ran.append)
         with pipe({"a": {"backend": "Empty", "next": "b"}, "b": {"backend": "Ran"}}) as model:
-            assert run(model, data=1) == {"data": 1}
+            why = "node 'a', backend Empty: it does nothing at all"
+            assert run(model, data=1) == {"data": 1, "reason": why}
         assert ran == []
 
     def test_that_fails_in_the_first_of_two_nodes_has_no_result(self):
@@ -269,7 +271,8 @@ class TestAList:
         with pipe({"backend": "not_one"}) as model:
             requests = [{"data": i, "result": "stale"} for i in range(3)]
             model(requests)
-            assert requests == [{"data": 0, "result": 0}, {"data": 1}, {"data": 2, "result": 2}]
+        assert "backend not_one: the function returned None" in requests[1].pop("reason")
+        assert requests == [{"data": 0, "result": 0}, {"data": 1}, {"data": 2, "result": 2}]
 
     @pytest.mark.parametrize("max", [None, 8])
     def test_raises_its_first_error_when_all_are_done_and_the_others_keep_their_results(self, max):

@@ -39,7 +39,9 @@ def test_a_function_gets_the_data_and_gives_the_result():
 
 def test_a_function_that_gives_none_gives_no_result():
     register_backend(lambda data: None, "nothing")
-    assert run({"backend": "nothing"}, 1) == {"data": 1}
+    request = run({"backend": "nothing"}, 1)
+    assert "result" not in request
+    assert "node 'node', backend nothing: the function returned None" in request["reason"]
 
 
 def test_a_function_with_max_gets_a_list_of_data():

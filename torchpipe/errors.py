@@ -27,6 +27,10 @@ class ConfigWarning(UserWarning):
     """Something in a configuration that has no effect, or less than its author may think."""
 
 
+class RequestWarning(UserWarning):
+    """Something in a request that its sender will not have meant, though it is no error."""
+
+
 class MissingKeyError(TorchpipeError, KeyError, IndexError, RuntimeError):
     """A request lacks a key that is needed, or names a node that does not exist."""
 

@@ -8,7 +8,16 @@ import lark
 
 from .errors import ConfigError, MissingKeyError, located, shown
 from .expression import WORD, mistake
-from .request import STREAMS_KEY, TASK_CONTEXT_KEY, TASK_DATA_KEY, Request, substitute
+from .reason import Reason, told
+from .request import (
+    REASON_KEY,
+    STREAMS_KEY,
+    TASK_CONTEXT_KEY,
+    TASK_DATA_KEY,
+    TASK_RESULT_KEY,
+    Request,
+    substitute,
+)
 
 GRAMMAR = rf"""
 start: source (_SEPARATOR source)*
@@ -95,6 +104,7 @@ class Mapping:
         request: Request = {}
         context = None
         marks: tuple = ()
+        reason = None
         for nodes, pairs in self._sources:
             found = [left[node] for node in nodes if node in left]
             # what a skipped predecessor passed on must not hide what another one computed
@@ -104,10 +114,13 @@ class Mapping:
             for one, _ in found:
                 marks += one.get(STREAMS_KEY, ())
                 context = one.get(TASK_CONTEXT_KEY) if context is None else context
+                reason = one.get(REASON_KEY) if reason is None else reason
         if marks:
             request[STREAMS_KEY] = marks
         if context is not None:
             request.setdefault(TASK_CONTEXT_KEY, context)
+        if isinstance(reason, Reason) and TASK_RESULT_KEY not in request:
+            request.setdefault(REASON_KEY, reason)
         return request
 
     def _take(self, key: str, nodes: list[str], found: list[Request]):
@@ -120,7 +133,8 @@ class Mapping:
                 f"the map of node {self.name!r} reads from {named}, which this request did not pass: "
                 "it started elsewhere"
             )
-        left = ", ".join(repr(key) for key in found[0] if key != STREAMS_KEY) or "nothing"
+        left = ", ".join(repr(key) for key in found[0] if key not in (STREAMS_KEY, REASON_KEY)) or "nothing"
+        why = told(found[0]) if key == TASK_RESULT_KEY else ""
         raise MissingKeyError(
-            f"the map of node {self.name!r} needs the key {key!r} of {named}, which left {left}"
+            f"the map of node {self.name!r} needs the key {key!r} of {named}, which left {left}{why}"
         )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from .encryption import SUFFIX
 from .errors import ConfigError, NoResultError, shown
 from .pipe import Pipe
+from .reason import told
 
 if TYPE_CHECKING:
     import torch
@@ -132,5 +133,5 @@ def model(
 
 def _result(request: dict[str, Any]) -> Any:
     if "result" not in request:
-        raise NoResultError("the network gave no result for this input")
+        raise NoResultError(f"the network gave no result for this input{told(request)}")
     return request["result"]

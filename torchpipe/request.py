@@ -23,6 +23,12 @@ TASK_REQUEST_SIZE_KEY = "request_size"
 TASK_RESTART_KEY = "restart"
 TASK_CPU_RESULT_KEY = "cpu_result"
 
+REASON_KEY = "reason"
+"""Why there is no ``result``; set by the pipe, or by a backend that leaves none.
+
+It is no name that a configuration cannot use: v0 had no such key, and nodes and parameters may be called so.
+"""
+
 STREAMS_KEY = "_streams"
 """Where a request keeps what its values wait for on GPUs (``streams.py``): a tuple, seen by no backend."""
 

@@ -25,11 +25,12 @@ def node_stats(nodes: Nodes) -> dict[str, dict[str, Any]]:
 def stage_stats(stage: Stage) -> dict[str, Any]:
     """The figures of one node; times are milliseconds over the newest 1024 batches of each instance.
 
-    Keys: ``requests``, ``errors``, ``queued`` (now), ``running`` (instances now), ``batch_sizes`` (how many
-    batches of each size), ``closed`` (why batches were closed: ``full``; ``alone``: nobody else
-    was there; ``nothing_more``: waiting could not pay; ``timeout``; ``no_gain``: more would not have been
-    cheaper), ``cost_ms`` (what a batch of each size costs, learned; for nodes that batch),
-    ``fixed_ms`` and ``each_ms`` (the line fitted to it), ``run_ms`` and ``wait_ms`` (mean, p50, p99).
+    Keys: ``requests``, ``errors``, ``no_result`` (requests left without one, and without an error),
+    ``queued`` (now), ``running`` (instances now), ``batch_sizes`` (how many batches of each size),
+    ``closed`` (why batches were closed: ``full``; ``alone``: nobody else was there; ``nothing_more``: waiting
+    could not pay; ``timeout``; ``no_gain``: more would not have been cheaper), ``cost_ms`` (what a batch of
+    each size costs, learned; for nodes that batch), ``fixed_ms`` and ``each_ms`` (the line fitted to it),
+    ``run_ms`` and ``wait_ms`` (mean, p50, p99).
     """
     sizes: Counter[int] = Counter()
     closings: Counter[str] = Counter()
@@ -50,6 +51,7 @@ def stage_stats(stage: Stage) -> dict[str, Any]:
     figures: dict[str, Any] = {
         "requests": sum(size * count for size, count in sizes.items()),
         "errors": sum(instance.errors for instance in stage.instances),
+        "no_result": sum(instance.no_result for instance in stage.instances),
         "queued": len(stage.pending),
         "running": sum(bool(instance.owner) for instance in stage.instances),
         "batch_sizes": dict(sorted(sizes.items())),

@@ -81,18 +81,17 @@ class InstanceStream:
         self._running: deque[tuple[int, Mark, Mark]] = deque()  # size, start and end of each batch
         self._timed: list[tuple[int, float]] = []  # size and seconds of those that are known to have ended
 
-    def run(self, forward: Callable[[list[Request]], None], batch: list[Request]) -> None:
+    def run(self, forward: Callable[[list[Request]], Any], batch: list[Request]) -> Any:
         """``forward(batch)`` in this stream, after what the batch waits for; its values wait for this."""
         taken = batch.copy()  # a backend may take its list apart
         with torch.cuda.stream(self.stream):  # which makes its GPU the current one, too
             # What came with marks it may not read at all, and so not wait for.
             if self._synchronous and not any(KEY in request for request in batch):
-                self._run_through(forward, batch)
-                return
+                return self._run_through(forward, batch)
             read = self._take_over(taken)
             start = Mark(self.stream, self)
             try:
-                forward(batch)
+                returned = forward(batch)
             finally:  # whatever it raised, work may be under way
                 end = self._last = Mark(self.stream, self)
                 end.reads = read
@@ -100,15 +99,17 @@ class InstanceStream:
         marks = (end,)
         for request in taken:
             request[KEY] = marks
+        return returned
 
-    def _run_through(self, forward: Callable[[list[Request]], None], batch: list[Request]) -> None:
+    def _run_through(self, forward: Callable[[list[Request]], Any], batch: list[Request]) -> Any:
         size, start = len(batch), perf_counter()
         try:
-            forward(batch)
+            returned = forward(batch)
         except BaseException:
             self._last = Mark(self.stream, self)  # work may be under way after all
             raise
         self._timed.append((size, perf_counter() - start))
+        return returned
 
     def _take_over(self, batch: list[Request]) -> list:
         """Wait, on the GPU, for the marks of others; what has to stay alive meanwhile."""
@@ -177,30 +178,31 @@ def settle(request: Request) -> None:
         tensor.record_stream(torch.cuda.current_stream(tensor.device))
 
 
-def on_host(forward: Callable[[list[Request]], None]) -> Callable[[list[Request]], None]:
+def on_host(forward: Callable[[list[Request]], Any]) -> Callable[[list[Request]], Any]:
     """A backend without a stream of its own, such as a user's: it gets values that are ready.
 
     What it may have put on the GPU itself is waited for in turn.
     """
 
-    def run(batch: list[Request]) -> None:
+    def run(batch: list[Request]) -> Any:
         taken = batch.copy()
         for request in taken:
             if KEY in request:
                 settle(request)
-        forward(batch)
+        returned = forward(batch)
         for request in taken:
             enter(request)
+        return returned
 
     return run
 
 
-def on_gpu(forward: Callable[[list[Request]], None], device: torch.device) -> Callable[[list[Request]], None]:
+def on_gpu(forward: Callable[[list[Request]], Any], device: torch.device) -> Callable[[list[Request]], Any]:
     """A ``forward`` that runs with its own GPU as the current one, whichever the caller's is."""
 
-    def run(batch: list[Request]) -> None:
+    def run(batch: list[Request]) -> Any:
         with torch.cuda.device(device):
-            forward(batch)
+            return forward(batch)
 
     return run
 

@@ -11,15 +11,13 @@ import select
 import signal
 import socket
 import traceback
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from .backends.base import Backend, refuse_returned
 from .channel import Channel, Gone, dumps, told, unpicklable
 from .environment import settle_process
 from .errors import ConfigError, WorkerError, note
 from .request import Request
-
-if TYPE_CHECKING:
-    from .backends.base import Backend
 
 Changes = tuple[dict[str, Any], dict[str, str], list[str]]
 """Of one request: new values by key, keys whose value is what another key had before, keys that are gone."""
@@ -82,7 +80,9 @@ def _run(backend: Backend, channel: Channel) -> None:
     try:
         batch = channel.receive()
         before = [request.copy() for request in batch]
-        backend.forward(batch.copy())
+        returned: Any = backend.forward(batch.copy())  # type: ignore[func-returns-value]
+        if returned is not None:
+            refuse_returned(returned, batch, backend.label)
         changes = [_changes(old, new) for old, new in zip(before, batch, strict=True)]
     except Gone:
         raise

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
-from ..errors import note
+from ..errors import note, shown
 from ..filters import Filter
+from ..reason import unanswered
 from ..request import Request
 
 UNLIMITED = 2**32 - 1
@@ -26,7 +28,8 @@ class Backend:
     * ``forward_one(request)``, for one request at a time;
     * ``forward(batch)``, for a list of ``min`` to ``max`` requests.
 
-    Each request is a dict; write ``request["result"]``. No ``result`` means "could not be processed"; an
+    Each request is a dict; write ``request["result"]``, return nothing. No ``result`` means "could not be
+    processed": ``request["reason"]``, a text, may say why, or the pipe says that this backend left none. An
     exception is an error of that request, and of no other: a batch that raises is split and run again, so
     ``forward`` must be repeatable.
 
@@ -62,7 +65,9 @@ class Backend:
 
     def forward(self, batch: list[Request]) -> None:
         for request in batch:
-            self.forward_one(request)
+            returned: Any = self.forward_one(request)  # type: ignore[func-returns-value]
+            if returned is not None:
+                refuse_returned(returned, [request], type(self).__name__)
 
     def forward_one(self, request: Request) -> None:
         raise TypeError(f"{type(self).__name__} must define forward(batch) or forward_one(request)")
@@ -79,9 +84,42 @@ class Backend:
 
 def run_in_pieces(child: Backend, batch: list[Request]) -> None:
     """Run a child that takes single requests on a batch of any size; what it raises names it."""
+    for start in range(0, len(batch), child.max):
+        run_child(child, batch[start : start + child.max])
+
+
+def run_child(child: Backend, batch: list[Request]) -> None:
+    """Run a child on what it takes at once; what it raises, and the reason of no ``result``, names it."""
     try:
-        for start in range(0, len(batch), child.max):
-            child.forward(batch[start : start + child.max])
+        returned: Any = child.forward(batch)  # type: ignore[func-returns-value]
+        if returned is not None:
+            refuse_returned(returned, batch, child.label)
     except Exception as error:
         note(error, f"while processing backend {child.label}")
         raise
+    for request in batch:
+        if "result" not in request:
+            unanswered(request, child.label or type(child).__name__)
+
+
+def refuse_returned(returned: Any, batch: list[Request], backend: str) -> None:
+    """Raise TypeError where a backend returned a value and left no ``result``: nobody reads the value.
+
+    Many return the requests that they were given, or a sign that all went well: then there is a ``result``,
+    or the requests are what they return.
+    """
+    if any("result" in request for request in batch):
+        return
+    known = {id(None), *(id(request) for request in batch)}
+    if all(id(each) in known for each in (returned if isinstance(returned, (list, tuple)) else [returned])):
+        return
+    what = f"returned {shown(returned)}, which nobody reads, and wrote no result"
+    if inspect.iscoroutine(returned):
+        returned.close()
+        what = "returned a coroutine, which nobody awaits: write async def forward or forward_one"
+    elif inspect.isgenerator(returned) or inspect.isasyncgen(returned):
+        what = "is a generator (it has a yield): a backend writes its result at once"
+    raise TypeError(
+        f"{backend}: its forward {what}; set request['result'] to the answer and return nothing, "
+        "or register a function from data to result"
+    )

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from ..errors import RequestError, shown
 from ..parameters import Count
+from ..reason import Reason
 from ..registry import built_in
 from ..request import Request
 from .base import Backend
@@ -185,6 +186,8 @@ class BorrowReplay(Backend):
             pieces = lending.borrow_or_insert(who, data, self.rows)
             if pieces is not None:
                 request["result"] = pieces
+            else:
+                request["reason"] = Reason("its rows are stored until others borrow them: see get_replay")
         elif wanted == "borrow_all":
             request["result"] = lending.borrow_all(who)
         elif wanted == "set_replay":

@@ -13,9 +13,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from ..errors import ConfigError, MissingKeyError, RequestError, nearest, shown
+from ..reason import Reason
 from ..registry import built_in
 from ..request import Request
-from .base import Backend
+from .base import Backend, run_child
 
 Fault = Literal["raise", "raise_after", "batch", "hang", "no_result", "wrong_type", "corrupt", "kill"]
 
@@ -116,13 +117,15 @@ class Chaos(Backend):
             self._raise("raise")
         if "batch" in fates and len(batch) > 1:
             self._raise(f"batch, of {len(batch)} requests")
-        self.inner.forward(batch)
+        run_child(self.inner, batch)
         if "raise_after" in fates:
             self._raise("raise_after")
         for request, fate in zip(batch, fates, strict=True):
             if fate in ("no_result", "wrong_type", "corrupt") and "result" in request:
                 result = request.pop("result")
-                if fate != "no_result":
+                if fate == "no_result":
+                    request["reason"] = Reason("Chaos took the result away: no_result was asked for")
+                else:
                     request["result"] = _corrupted(result) if fate == "corrupt" else WrongType()
 
     def fate(self, request: Request) -> str | None:

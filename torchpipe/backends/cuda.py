@@ -11,7 +11,7 @@ from ..errors import ConfigError
 from ..parameters import DeviceName
 from ..registry import built_in
 from ..request import Request
-from .base import Backend
+from .base import Backend, run_child
 from .tensor import torch_device
 
 Priority = Literal["high", "low"]
@@ -26,7 +26,7 @@ class _Around(Backend):
         self.priority = -1 if priority == "high" else 0
 
     def forward(self, batch: list[Request]) -> None:
-        self.inner.forward(batch)
+        run_child(self.inner, batch)
 
     def close(self) -> None:
         self.inner.close()
@@ -100,7 +100,7 @@ class Torch(_Around):
         for request in batch:
             request["data"] = upload(request["data"], self.device)
         with torch.cuda.device(self.device):
-            self.inner.forward(batch)
+            run_child(self.inner, batch)
 
 
 def _gpu(device_id: str) -> torch.device:

@@ -12,6 +12,7 @@ from ..parameters import Count
 from ..registry import built_in
 from ..request import Request
 from .base import Backend
+from .files import Unreadable
 from .image_size import image_size
 from .libjpeg import Mode, read
 from .opencv import LARGEST, describe
@@ -24,7 +25,8 @@ class DecodeMat(Backend):
     """Decodes an image file in memory: JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF and whatever else OpenCV reads.
 
     Of an animation or a file of many pages, the first. Bytes that are no image give no ``result``, nor does
-    text, OpenEXR, a PNG cut off, or a JPEG of more than 100 scans, which would take minutes.
+    text (a path: see ``ReadFile``), OpenEXR, a PNG cut off, or a JPEG of more than 100 scans, which would
+    take minutes. ``reason`` says why.
 
     Reads ``data``: bytes (or bytearray, memoryview, 1-d uint8 array). Writes ``result`` and ``color``, by
     ``mode``: bgr, rgb: uint8, HxWx3 in that order; gray: uint8, HxW; unchanged: as in the file: HxW, HxWx3
@@ -58,12 +60,14 @@ class DecodeMat(Backend):
         self.mode, self.upright = mode, upright
         self.color = None if mode == "unchanged" else mode
         self.max_pixels, self.max_bytes = max_pixels, max_bytes
+        self._unreadable = Unreadable("DecodeMat")
 
     def forward_one(self, request: Request) -> None:
         data = _buffer(request["data"])
         self._check(data)
         size = image_size(data)
         if size is None or not 0 < min(size) <= max(size) <= LARGEST:  # OpenCV reads no such image
+            request["reason"] = self._unreadable.reason(request["data"])
             return
         if size[0] * size[1] > self.max_pixels:
             raise RequestError(
@@ -71,9 +75,11 @@ class DecodeMat(Backend):
                 f"{self.max_pixels} allows; raise DecodeMat::max_pixels for larger ones"
             )
         image = read(data, self.mode, self.upright)
-        if image is not None:
-            request["result"] = image
-            request["color"] = self.color or CHANNELS.get(image.shape[2] if image.ndim == 3 else 1, "")
+        if image is None:
+            request["reason"] = self._unreadable.reason(request["data"], "OpenCV cannot decode this image")
+            return
+        request["result"] = image
+        request["color"] = self.color or CHANNELS.get(image.shape[2] if image.ndim == 3 else 1, "")
 
     def _check(self, data: Any) -> None:
         if not len(data):

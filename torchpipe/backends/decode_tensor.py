@@ -17,6 +17,7 @@ from ..request import Request
 from .base import UNLIMITED, Backend
 from .convert import Color
 from .cuda import upload
+from .files import Unreadable
 from .fused import Source
 from .jpeg import Header, header
 from .libjpeg import read
@@ -26,6 +27,9 @@ from .tensor import torch_device
 
 LARGEST = 5000 * 5000
 """Pixels of the largest image that is decoded."""
+
+NO_PICTURE = f"these bytes are no image that can be read, or one of more than {LARGEST} pixels"
+"""Why there is no ``result``."""
 
 FLIPPED = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}
 """Axes of CxHxW that EXIF's orientations flip; those from 5 on exchange rows and columns before."""
@@ -80,17 +84,20 @@ class DecodeTensor(Backend):
         self.color, self.data_format, self.max = color, data_format, max
         self.device = torch_device(device)
         self.decoder = Decoder(self.device, decode, threads)
+        self._unreadable = Unreadable("DecodeTensor")
 
     def forward(self, batch: list[Request]) -> None:
         pictures = self.decoder.decode([file_of(request["data"], "DecodeTensor") for request in batch])
         for request, picture in zip(batch, pictures, strict=True):
-            if picture is not None:
-                image = picture.tensor()
-                if self.color == "bgr":
-                    image = image.flip(1)
-                request["result"] = image if self.data_format == "nchw" else image[0].permute(1, 2, 0)
-                request["color"] = self.color
-                request["data_format"] = self.data_format
+            if picture is None:
+                request["reason"] = self._unreadable.reason(request["data"], NO_PICTURE)
+                continue
+            image = picture.tensor()
+            if self.color == "bgr":
+                image = image.flip(1)
+            request["result"] = image if self.data_format == "nchw" else image[0].permute(1, 2, 0)
+            request["color"] = self.color
+            request["data_format"] = self.data_format
 
     def close(self) -> None:
         self.decoder.close()

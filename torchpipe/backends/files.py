@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 import os
+import warnings
 from pathlib import Path
+from typing import Any
 
-from ..errors import RequestError, shown
+from ..errors import RequestError, RequestWarning, shown
+from ..reason import Reason
 from ..registry import built_in
 from ..request import Request
 from .base import Backend
+
+
+class Unreadable:
+    """What a decoder says of ``data`` that it made nothing of; of text it warns the first time."""
+
+    def __init__(self, backend: str) -> None:
+        self._backend = backend
+        self._warned = False
+
+    def reason(self, data: Any, cause: str = "these bytes are no image that can be read") -> Reason:
+        """The reason of a request with this ``data``: ``cause``, unless it is text where bytes are needed."""
+        if not isinstance(data, str):
+            return Reason(cause)
+        reason = Reason(
+            f"data is text, {shown(data)}, where the bytes of a file are needed; if it is a path, read the "
+            f"file first, or let ReadFile do it: S[ReadFile,{self._backend}]"
+        )
+        if not self._warned:
+            self._warned = True
+            warnings.warn(f"{self._backend}: {reason}; there is no result", RequestWarning, stacklevel=2)
+        return reason
 
 
 @built_in()

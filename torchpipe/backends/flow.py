@@ -11,9 +11,10 @@ from pydantic import Field
 from ..errors import ConfigError, FilterError, NoResultError, note
 from ..filters import Status, swap
 from ..parameters import Count
+from ..reason import Reason, forget, not_run, told
 from ..registry import built_in
 from ..request import Request
-from .base import UNLIMITED, Backend
+from .base import UNLIMITED, Backend, run_child
 
 
 @built_in()
@@ -62,7 +63,8 @@ class Empty(Backend):
     shared = True
 
     def forward(self, batch: list[Request]) -> None:
-        pass
+        for request in batch:
+            request["reason"] = Reason("it does nothing at all")
 
 
 @built_in("S")
@@ -110,8 +112,13 @@ class Sequential(Backend):
             chosen = going
             if condition is not None:
                 going, chosen = self._decide(going, condition, child)
-            if chosen:
-                self._run(child, chosen)
+            if not chosen:
+                continue
+            if child.max != 1:
+                run_child(child, chosen)
+            else:
+                for request in chosen:
+                    run_child(child, [request])
 
     def _decide(self, going: list[Request], condition, child: Backend) -> tuple[list, list]:
         """Those that go on after this child, and among them those that it runs."""
@@ -123,25 +130,20 @@ class Sequential(Backend):
                 note(error, f"in the filter in front of {child.label}")
                 raise
             if status is Status.Run:
-                request.pop("result", None)
+                if "result" in request:  # half as long as a pop
+                    del request["result"]
+                if "reason" in request:
+                    forget(request)
                 remain.append(request)
                 chosen.append(request)
-            elif status is Status.Skip:
-                remain.append(request)
-            elif not isinstance(status, Status) or status is Status.Error:
+                continue
+            if not isinstance(status, Status) or status is Status.Error:
                 raise FilterError(f"the filter in front of {child.label} answered {status}")
+            if status is Status.Skip:
+                remain.append(request)
+            if "result" not in request:
+                not_run(request, f"the filter in front of {child.label}", status)
         return remain, chosen
-
-    def _run(self, child: Backend, chosen: list[Request]) -> None:
-        try:
-            if child.max == 1:
-                for request in chosen:
-                    child.forward([request])
-            else:
-                child.forward(chosen)
-        except Exception as error:
-            note(error, f"while processing backend {child.label}")
-            raise
 
     def close(self) -> None:
         with contextlib.ExitStack() as stack:  # each is closed, whatever another one raises
@@ -213,13 +215,14 @@ class CatSplit(Backend):
                 swap(batch[0])
             for request in batch:
                 request.pop("result", None)
-            try:
-                child.forward(given)
-                if not all("result" in request for request in answered):
-                    raise NoResultError(f"{child.label} gave no result")
-            except Exception as error:
-                note(error, f"while processing backend {child.label}")
-                raise
+                if "reason" in request:
+                    forget(request)
+            run_child(child, given)
+            for request in answered:
+                if "result" not in request:
+                    error = NoResultError(f"{child.label} gave no result{told(request, child.label)}")
+                    note(error, f"while processing backend {child.label}")
+                    raise error
 
     def close(self) -> None:
         with contextlib.ExitStack() as stack:

@@ -7,8 +7,9 @@ from typing import Any, Literal
 
 from ..errors import ConfigError, MergeError, MissingKeyError, RequestError
 from ..parameters import BracketText
+from ..reason import Reason, forget, told
 from ..registry import built_in
-from ..request import TASK_NODE_NAME_KEY, TASK_REQUEST_SIZE_KEY, Request
+from ..request import REASON_KEY, TASK_NODE_NAME_KEY, TASK_REQUEST_SIZE_KEY, Request
 from .base import UNLIMITED, Backend
 
 Outcome = tuple[Request, "BaseException | None"]
@@ -80,6 +81,7 @@ class Jump(Backend):
             if "data" not in part:
                 raise MissingKeyError(f"{type(self).__name__}: part {i} that split made has no 'data'")
             part.pop("result", None)
+            forget(part)
         return parts
 
     def join(self, request: Request, outcomes: list[Outcome]) -> None:
@@ -88,6 +90,9 @@ class Jump(Backend):
             if error is not None:
                 raise error
         self.merge(request, [part for part, _ in outcomes])
+        said = request.get(REASON_KEY)
+        if isinstance(said, Reason):
+            request[REASON_KEY] = Reason(said)  # in which this one is not named yet
 
     def forward(self, batch: list[Request]) -> None:
         split = [self.make_parts(request) for request in batch]
@@ -174,6 +179,7 @@ class MapReduce(Jump):
                 if key not in part:
                     raise MergeError(self._lacks(key, i, part))
             request[key] = [part[key] for part in parts]
+        self._say_which(request)
 
     def join(self, request: Request, outcomes: list[Outcome]) -> None:
         if not self.keeps_errors:
@@ -191,12 +197,19 @@ class MapReduce(Jump):
                 for (part, _), reason in zip(outcomes, reasons, strict=True)
             ]
         request["merge_errors"] = reasons
+        self._say_which(request)
+
+    def _say_which(self, request: Request) -> None:
+        if "result" not in request:
+            keys = ", ".join(self._merge)
+            request[REASON_KEY] = Reason(f"it collects {keys} of the parts; merge does not name result")
 
     def _lacks(self, key: str, index: int, part: Request) -> str:
         return (
             f"{type(self).__name__}: part {index} came back from {self.target!r} without {key!r}: it could "
             "not be processed, or merge should name another key; it has "
-            + (", ".join(map(repr, part)) or "nothing")
+            + (", ".join(repr(key) for key in part if key != REASON_KEY) or "nothing")
+            + told(part)
         )
 
 

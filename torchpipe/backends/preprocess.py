@@ -12,12 +12,13 @@ from pydantic import Field
 
 from ..errors import ConfigError, RequestError, optional
 from ..parameters import Count, DeviceName, Numbers, Size
+from ..reason import Reason
 from ..registry import built_in
 from ..request import Request
 from .base import UNLIMITED, Backend
 from .convert import Color
 from .cuda import upload
-from .decode_tensor import Decode, Decoder, Picture, Threads, file_of
+from .decode_tensor import NO_PICTURE, Decode, Decoder, Picture, Threads, file_of
 from .fused import Box, Fit, Plan, Table, fused_resize, launch, planes, rows_of, run
 from .tensor import torch_device
 
@@ -187,11 +188,13 @@ class PreprocessTensor(Backend):
         ]
         self._pictures = [picture for _, picture in kept]  # they are read after this
         self.filling.write(rows_of([picture.upright() for picture in self._pictures], self.plan))
+        _say_why(batch, pictures)
         return [request for request, _ in kept]
 
     def _files(self, batch: list[Request]) -> None:
         """Decode and preprocess, with no call for each image: see ``NvJpeg.decode``."""
         decoded = self.decoder.decode([file_of(request["data"], "PreprocessTensor") for request in batch])
+        _say_why(batch, decoded)
         batch = [request for request, picture in zip(batch, decoded, strict=True) if picture is not None]
         pictures = [picture for picture in decoded if picture is not None]
         if not batch:
@@ -247,6 +250,12 @@ class Inverse:
 
     def __call__(self, x: float, y: float) -> tuple[float, float]:
         return (x - self._x) * self._scale_x, (y - self._y) * self._scale_y
+
+
+def _say_why(batch: list[Request], pictures: Sequence[Picture | None]) -> None:
+    for request, picture in zip(batch, pictures, strict=True):
+        if picture is None:
+            request["reason"] = Reason(NO_PICTURE)
 
 
 def on_device(images: list[Any], device: torch.device) -> list[torch.Tensor]:

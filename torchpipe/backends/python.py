@@ -7,9 +7,12 @@ from typing import Any
 
 from ..errors import ConfigError, shown
 from ..parameters import BracketText, WholeConfig
+from ..reason import Reason
 from ..registry import built_in, original
 from ..request import Request
-from .base import Backend
+from .base import Backend, refuse_returned
+
+NONE = Reason("the function returned None, which means that there is no result")
 
 
 @built_in()
@@ -44,7 +47,7 @@ class Python(Backend):
         self.label = f"Python[{name}]"
 
     def forward(self, batch: list[Request]) -> None:
-        self.target.forward(batch)
+        return self.target.forward(batch)  # what it returns is looked at where there is no result
 
     def close(self) -> None:
         if hasattr(self.target, "close"):
@@ -70,8 +73,10 @@ class PyIdentity(Python):
 
     def forward(self, batch: list[Request]) -> None:
         for request in batch:
-            self.target.forward(request)
+            returned = self.target.forward(request)
             if "result" not in request:
+                if returned is not None:
+                    refuse_returned(returned, [request], self.label)
                 request["result"] = request["data"]
 
 
@@ -122,6 +127,8 @@ def _call_one_by_one(function: Callable[[Any], Any]) -> Callable:
             result = function(request["data"])
             if result is not None:
                 request["result"] = result
+            else:
+                request["reason"] = NONE
 
     return forward
 
@@ -134,6 +141,8 @@ def _call_at_once(function: Callable[[list], list]) -> Callable:
         for request, result in zip(batch, results, strict=True):
             if result is not None:
                 request["result"] = result
+            else:
+                request["reason"] = NONE
 
     return forward
 

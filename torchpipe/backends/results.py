@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..errors import NoResultError
 from ..parameters import Key
+from ..reason import told
 from ..registry import built_in
 from ..request import Request
 from .base import Backend, run_in_pieces
@@ -83,7 +84,7 @@ class ThrowIfNoResult(Backend):
         run_in_pieces(self.inner, batch)
         for request in batch:
             if "result" not in request:
-                raise NoResultError(f"{self.inner.label} gave no result")
+                raise NoResultError(f"{self.inner.label} gave no result{told(request, self.inner.label)}")
 
     def close(self) -> None:
         self.inner.close()

@@ -14,7 +14,7 @@ from ..parameters import Count
 from ..ranges import cover, first_gap
 from ..registry import built_in
 from ..request import Request
-from .base import UNLIMITED, Backend, run_in_pieces
+from .base import UNLIMITED, Backend, run_child, run_in_pieces
 
 
 def _takes_single(inner: Backend, who: str) -> None:
@@ -88,7 +88,7 @@ class Range(Backend):
     def forward(self, batch: list[Request]) -> None:
         start = 0
         for size in cover(len(batch), self.inner.min, self.inner.max):
-            self.inner.forward(batch[start : start + size])
+            run_child(self.inner, batch[start : start + size])
             start += size
 
     def close(self) -> None:
@@ -136,7 +136,7 @@ class Parallel(Backend):
         pieces = [batch[start : start + step] for start in range(0, len(batch), step)]
         if self._pool is None or len(pieces) == 1:
             for piece in pieces:
-                self.inner.forward(piece)
+                run_child(self.inner, piece)
             return
         # Every piece, the caller's own share too, comes from one list: no thread idles while there is one.
         waiting = iter(pieces)
@@ -150,7 +150,7 @@ class Parallel(Backend):
 
     def _work(self, waiting) -> None:
         for piece in waiting:
-            self.inner.forward(piece)
+            run_child(self.inner, piece)
 
     def close(self) -> None:
         with contextlib.ExitStack() as stack:
@@ -200,7 +200,7 @@ class FakeInstance(Backend):
         size = len(batch)
         for child in self.children:
             if child.min <= size <= child.max:
-                return child.forward(batch)
+                return run_child(child, batch)
         raise ValueError(f"FakeInstance takes {self.min} to {self.max} requests, got {size}")
 
     def close(self) -> None:

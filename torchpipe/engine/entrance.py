@@ -14,6 +14,7 @@ from ..backends.base import UNLIMITED
 from ..config import PipeConfig
 from ..errors import DeadlineError, MissingKeyError, PipeClosedError, RequestError, nearest, shown
 from ..graph import Graph
+from ..reason import settle
 from ..request import Request
 from .admission import Admission, size_of
 from .journey import Step
@@ -60,7 +61,10 @@ class Entrance:
 
     def prepare(self, given: Request) -> tuple[Request, Route]:
         """The pipe's own copy of a request, and the way that it takes."""
-        given.pop("result", None)
+        if "result" in given:
+            del given["result"]
+        if "reason" in given:
+            del given["reason"]
         if "data" not in given:
             raise MissingKeyError(
                 f"the request has no 'data'; its keys: {', '.join(map(repr, given)) or 'none'}"
@@ -194,7 +198,10 @@ class Entrance:
 
     def fill_in(self, given: Request, computed: Request) -> None:
         """Write what was computed into the caller's dict, all keys but ``data``."""
-        computed.pop("data", None)
+        if "data" in computed:  # half as long as a pop
+            del computed["data"]
+        if "reason" in computed:  # as it is wherever there is no result
+            settle(computed)
         if self._nodes.streams is not None:
             self._nodes.streams.settle(computed)
         given.update(computed)

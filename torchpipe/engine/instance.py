@@ -9,10 +9,11 @@ from _thread import get_ident
 from collections import deque
 from collections.abc import Callable
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..backends.base import Backend
+from ..backends.base import Backend, refuse_returned
 from ..errors import note
+from ..reason import unanswered_by
 from ..request import Request
 from .batching import Costs
 
@@ -28,13 +29,13 @@ KEPT = 1024
 class Instance:
     """A backend and what was measured of it. Whoever has taken the instance from its stage owns all of it."""
 
-    def __init__(self, backend: Backend, where: str, split: bool) -> None:
+    def __init__(self, backend: Backend, node: str, where: str, split: bool) -> None:
         self.backend = backend
-        self.where = where
+        self.node, self.where = node, where
         self.split = split  # whether a failed batch is split until the guilty request is alone
         self.max, self.min = backend.max, backend.min
         self.stream = _stream_of(backend)  # a GPU's, current whenever the backend runs; or None
-        self.forward: Callable[[list[Request]], None] = backend.forward
+        self.forward: Callable[[list[Request]], Any] = backend.forward
         if self.stream is not None:
             self.forward = self._on_stream
         self.on_host = False  # whether it waits for the values that GPUs are still working on
@@ -45,6 +46,7 @@ class Instance:
         self.floor = 1.0  # seconds a batch takes at best of late; unknown counts as long
         self.costs = Costs()
         self.errors = 0
+        self.no_result = 0
         self.alone = 0  # single requests that found a free instance; not in sizes and closings
         self.sizes: dict[int, int] = {}
         self.closings: dict[str, int] = {}
@@ -56,7 +58,9 @@ class Instance:
         start = self.since = perf_counter()
         try:
             self.owner = get_ident()
-            self.forward([request])
+            returned = self.forward([request])
+            if returned is not None:
+                refuse_returned(returned, [request], self.backend.label)
         except BaseException as error:
             return self._blame_all(error, [request], None)[0]
         finally:
@@ -64,6 +68,8 @@ class Instance:
             if self.stream is None:
                 self._learn(1, perf_counter() - start)
             self.alone += 1
+        if "result" not in request:
+            self._unanswered([request], None)
         return None
 
     def execute(self, batch: list[Request], closing: str) -> list[BaseException | None] | None:
@@ -77,7 +83,7 @@ class Instance:
         start = self.since = perf_counter()
         try:
             self.owner = get_ident()
-            self.forward(batch.copy())  # a backend may take its list apart
+            self._forward(batch)
         except BaseException as error:
             errors = self._blame_all(error, batch, saved)
         finally:
@@ -86,16 +92,32 @@ class Instance:
             self._learn(size, perf_counter() - start, failed=errors is not None)
         self.sizes[size] = self.sizes.get(size, 0) + 1
         self.closings[closing] = self.closings.get(closing, 0) + 1
+        for request in batch:
+            if "result" not in request:
+                self._unanswered(batch, errors)
+                break
         try:
             return errors
         finally:
             errors = None  # tracebacks hold this frame: no cycle may keep the requests alive
 
-    def _on_stream(self, batch: list[Request]) -> None:
+    def _forward(self, batch: list[Request]) -> None:
+        returned = self.forward(batch.copy())  # a backend may take its list apart
+        if returned is not None:
+            refuse_returned(returned, batch, self.backend.label)
+
+    def _unanswered(self, batch: list[Request], errors: list[BaseException | None] | None) -> None:
+        """Say of those without a ``result`` and without an error that this node left none, and count them."""
+        for i, request in enumerate(batch):
+            if "result" not in request and (errors is None or errors[i] is None):
+                unanswered_by(request, self.node, self.backend.label)
+                self.no_result += 1
+
+    def _on_stream(self, batch: list[Request]) -> Any:
         assert self.stream is not None
         self.busy_with = len(batch)
         try:
-            self.stream.run(self.backend.forward, batch)
+            return self.stream.run(self.backend.forward, batch)
         finally:
             self.busy_with = 0
 
@@ -148,7 +170,7 @@ class Instance:
             request.clear()
             request.update(before)
         try:
-            self.forward(batch.copy())
+            self._forward(batch)
         except BaseException as error:
             return self._blame(error, batch, saved if len(batch) > 1 else None)
         return [None] * len(batch)

@@ -106,10 +106,11 @@ class Instances:
 
     def _builder(self, blueprint: Blueprint, index: int) -> Callable[[], Instance]:
         node, owned, made = self._node, self._backends, self._made()
-        where = f"node {node.name!r}, backend {blueprint.component}"
+        name, split = node.name, node.options.on_error == "split"
+        where = f"node {name!r}, backend {blueprint.component}"
 
         def build() -> Instance:  # without self: a bound instance's thread must not keep the pipe alive
-            return Instance(blueprint.build(index, owned, made), where, node.options.on_error == "split")
+            return Instance(blueprint.build(index, owned, made), name, where, split)
 
         if not blueprint.bound:
             return build

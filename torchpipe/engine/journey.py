@@ -8,6 +8,7 @@ from typing import Any, Protocol, Union
 
 from ..errors import note
 from ..filters import Status
+from ..reason import unanswered_by
 from ..request import STREAMS_KEY, Request
 from .branch import Branch
 from .node import Node, Route
@@ -192,6 +193,7 @@ class Journey:
             node.tally.add(requests=1, parts=len(parts))
             if not parts:
                 node.jump.merge(request, [])
+                _merged(node, request)
                 passed.append((node, request, True, []))
                 return []
         except BaseException as error:
@@ -200,6 +202,14 @@ class Journey:
             return self.end(error)
         assert node.target is not None
         return Parts(self, node, request, len(parts)).start(parts)
+
+
+def _merged(node: Node, request: Request) -> None:
+    """A Jump has put its parts together: if that makes no ``result``, say so."""
+    if "result" not in request:
+        assert node.jump is not None
+        unanswered_by(request, node.name, node.jump.label)
+        node.tally.add(no_result=1)
 
 
 class Part:
@@ -275,4 +285,5 @@ class Parts:
             return journey.end(error)
         finally:
             outcomes.clear()
+        _merged(node, request)
         return journey.arrive(Branch(journey, node, request), None)

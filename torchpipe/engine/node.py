@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ..errors import FilterError, note
 from ..filters import Filter, Status
 from ..mapping import Mapping
+from ..reason import forget, not_run
 from ..request import Request
 from .stage import Stage
 from .unscheduled import Unscheduled
@@ -23,19 +24,25 @@ class Tally:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._requests = self._errors = self._parts = 0
+        self._requests = self._errors = self._no_result = self._parts = 0
 
-    def add(self, requests: int = 0, errors: int = 0, parts: int = 0) -> None:
+    def add(self, requests: int = 0, errors: int = 0, no_result: int = 0, parts: int = 0) -> None:
         """Count these."""
         with self._lock:
             self._requests += requests
             self._errors += errors
+            self._no_result += no_result
             self._parts += parts
 
     def figures(self) -> dict[str, int]:
         """What was counted so far."""
         with self._lock:
-            return {"requests": self._requests, "errors": self._errors, "parts": self._parts}
+            return {
+                "requests": self._requests,
+                "errors": self._errors,
+                "no_result": self._no_result,
+                "parts": self._parts,
+            }
 
 
 @dataclass(eq=False)
@@ -65,6 +72,7 @@ class Node:
         if self.filter is None:
             if self.mapping is not None:
                 request.pop("result", None)
+                forget(request)
             return Status.Run
         try:
             status = self.filter(request)
@@ -76,7 +84,12 @@ class Node:
             note(error, f"in the filter of node {self.name!r}")
             raise
         if status is Status.Run:
-            request.pop("result", None)
+            if "result" in request:  # half as long as a pop
+                del request["result"]
+            if "reason" in request:
+                forget(request)
+        elif "result" not in request:
+            not_run(request, f"the filter of node {self.name!r}", status)
         return status
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..backends.base import Backend
+from ..backends.base import Backend, refuse_returned
 from ..errors import RequestError, note
+from ..reason import unanswered_by
 from ..request import Request
 from .instance import gpu_of
 from .pool import Pool
@@ -25,7 +26,7 @@ class Unscheduled:
         self.name, self.backend = name, backend
         self._pool = pool
         self.max, self.min = backend.max, backend.min
-        self._forward: Callable[[list[Request]], None] = backend.forward
+        self._forward: Callable[[list[Request]], Any] = backend.forward
         gpu = gpu_of(backend)
         if gpu is not None:
             from ..streams import on_gpu  # not before: a pipe without a GPU needs no torch
@@ -44,10 +45,15 @@ class Unscheduled:
                 "runs without a scheduler"
             )
         try:
-            self._forward(batch)
+            returned = self._forward(batch.copy())  # a backend may take its list apart
+            if returned is not None:
+                refuse_returned(returned, batch, self.backend.label)
         except BaseException as error:
             note(error, f"in node {self.name!r}, backend {self.backend.label}")
             raise
+        for request in batch:
+            if "result" not in request:
+                unanswered_by(request, self.name, self.backend.label)
 
     def submit(self, tickets: list[Ticket]) -> None:
         """Run each on a thread of the pool; its branch goes on when it is done."""

@@ -9,7 +9,7 @@ import torch
 
 from ...errors import ConfigError, RequestError
 from ...request import Request
-from ..base import Backend
+from ..base import Backend, run_child
 from ..cuda import download
 from ..flow import Identity
 from ..opencv import describe
@@ -36,7 +36,7 @@ def prepared_by(inner: Backend, buffers: Sequence[torch.Tensor]) -> PreprocessTe
 
 def through(inner: Backend, batch: list[Request]) -> list[Request]:
     """Run the inner backend; those that have a result, which becomes their data."""
-    inner.forward(batch)
+    run_child(inner, batch)
     ready = [request for request in batch if "result" in request]
     for request in ready:
         request["data"] = request.pop("result")
