@@ -239,7 +239,9 @@ class Pipe:
         if self._entrance.closed == FORKED:
             return
         self._entrance.closed = CLOSED
-        if any(stage.runs_here() for stage in self._nodes.stages.values()):
+        if self._nodes.pool.loop.runs_here() or any(
+            stage.runs_here() for stage in self._nodes.stages.values()
+        ):
             raise ReentryError(
                 "close() from inside a backend of this pipe; it is shut now, close it elsewhere"
             )

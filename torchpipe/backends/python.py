@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from types import CoroutineType
 from typing import Any
 
 from ..errors import ConfigError, shown
@@ -10,17 +12,18 @@ from ..parameters import BracketText, WholeConfig
 from ..reason import Reason
 from ..registry import built_in, original
 from ..request import Request
+from .awaited import NO_STREAM, Awaited, awaited, coroutines_of, is_awaited
 from .base import Backend, refuse_returned
 
 NONE = Reason("the function returned None, which means that there is no result")
 
 
 @built_in()
-class Python(Backend):
+class Python(Awaited):
     """An instance of a registered class in v0's style: ``Python[name]``.
 
     Its ``init(config)`` gets every key of the node, its ``forward(list_of_dicts)`` the requests; ``max`` and
-    ``min`` may be attributes or methods and default to 1.
+    ``min`` may be attributes or methods and default to 1. ``forward`` may be ``async def``.
 
     Args:
         name: what it was registered as.
@@ -45,8 +48,13 @@ class Python(Backend):
             self.target.init(config)
         self.max, self.min = _limit(self.target, "max"), _limit(self.target, "min")
         self.label = f"Python[{name}]"
+        self.awaits = inspect.iscoroutinefunction(self.target.forward)
+        if self.awaits:
+            self.answer_all = self.target.forward
 
-    def forward(self, batch: list[Request]) -> None:
+    def forward(self, batch: list[Request]) -> Any:
+        if self.awaits:
+            return super().forward(batch)
         return self.target.forward(batch)  # what it returns is looked at where there is no result
 
     def close(self) -> None:
@@ -71,26 +79,44 @@ class PyIdentity(Python):
         {'data': 'four', 'length': 4, 'result': 'four'}
     """
 
+    def __init__(self, name: BracketText, config: WholeConfig) -> None:
+        super().__init__(name, config)
+        self.answer_one = self._answer_one
+
     def forward(self, batch: list[Request]) -> None:
+        if self.awaits:
+            return super().forward(batch)
         for request in batch:
-            returned = self.target.forward(request)
-            if "result" not in request:
-                if returned is not None:
-                    refuse_returned(returned, [request], self.label)
-                request["result"] = request["data"]
+            self._complete(request, self.target.forward(request))
+        return None
+
+    async def _answer_one(self, request: Request) -> None:
+        self._complete(request, await self.target.forward(request))
+
+    def _complete(self, request: Request, returned: Any) -> None:
+        if "result" not in request:
+            if returned is not None:
+                refuse_returned(returned, [request], self.label)
+            request["result"] = request["data"]
 
 
 def adapt(target: Any, name: str, max: int | None) -> type[Backend]:
     """The Backend class for whatever a user registers as ``name``."""
     if isinstance(target, type) and issubclass(target, Backend):
-        return target
+        members = coroutines_of(target)
+        return _derive(target.__name__, target, (Awaited, target), members) if members else target
     if _is_v0_class(target):
+        if inspect.isasyncgenfunction(target.forward):
+            raise ConfigError(f"{name!r}: its forward is an async generator, {NO_STREAM}")
         return _derive(name, target, (Python,), {"__init__": _fixed_init(name)})
     if _is_module(target) and not isinstance(target, type):
         from .engines.module import ModuleTensor, fixed_module
 
         return _derive(name, target, (ModuleTensor,), {"__init__": fixed_module(target)})
     if callable(target) and not isinstance(target, type):
+        if is_awaited(target):
+            members = awaited(target, max is None, _write)
+            return _derive(name, target, (Awaited,), {**members, "max": max or 1})
         forward = _call_one_by_one(target) if max is None else _call_at_once(target)
         return _derive(name, target, (Backend,), {"forward": forward, "max": max or 1})
     raise ConfigError(
@@ -125,10 +151,12 @@ def _call_one_by_one(function: Callable[[Any], Any]) -> Callable:
     def forward(self: Backend, batch: list[Request]) -> None:
         for request in batch:
             result = function(request["data"])
-            if result is not None:
-                request["result"] = result
-            else:
+            if result is None:
                 request["reason"] = NONE
+            elif type(result) is CoroutineType:
+                _refuse_coroutine(result)
+            else:
+                request["result"] = result
 
     return forward
 
@@ -136,15 +164,27 @@ def _call_one_by_one(function: Callable[[Any], Any]) -> Callable:
 def _call_at_once(function: Callable[[list], list]) -> Callable:
     def forward(self: Backend, batch: list[Request]) -> None:
         results = function([request["data"] for request in batch])
-        if len(results) != len(batch):
-            raise ValueError(f"the function gave {len(results)} results for {len(batch)} requests")
-        for request, result in zip(batch, results, strict=True):
-            if result is not None:
-                request["result"] = result
-            else:
-                request["reason"] = NONE
+        if type(results) is CoroutineType:
+            _refuse_coroutine(results)
+        _write(batch, results)
 
     return forward
+
+
+def _write(batch: list[Request], results: list) -> None:
+    """What a function returned for each request, None for no result."""
+    if len(results) != len(batch):
+        raise ValueError(f"the function gave {len(results)} results for {len(batch)} requests")
+    for request, result in zip(batch, results, strict=True):
+        if result is None:
+            request["reason"] = NONE
+        else:
+            request["result"] = result
+
+
+def _refuse_coroutine(coroutine: CoroutineType) -> None:
+    coroutine.close()
+    raise TypeError("the function returned a coroutine, which nobody awaits; register an async def")
 
 
 def _is_module(target: Any) -> bool:

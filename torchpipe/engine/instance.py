@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import copy
+import functools
 import threading
 import types
 from _thread import get_ident
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
+from ..backends.awaited import Awaited
 from ..backends.base import Backend, refuse_returned
 from ..errors import note
 from ..reason import unanswered_by
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     import torch
 
     from ..streams import InstanceStream
+    from .ticket import Ticket
 
 KEPT = 1024
 """How many of the newest times an instance keeps for percentiles."""
@@ -38,6 +41,7 @@ class Instance:
         self.forward: Callable[[list[Request]], Any] = backend.forward
         if self.stream is not None:
             self.forward = self._on_stream
+        self.awaited = [part for part in backend.tree() if isinstance(part, Awaited) and part.awaits]
         self.on_host = False  # whether it waits for the values that GPUs are still working on
         self.owner = 0  # the thread that is running it, for refusing re-entry
         self.since = 0.0  # when it started to run
@@ -113,6 +117,17 @@ class Instance:
                 unanswered_by(request, self.node, self.backend.label)
                 self.no_result += 1
 
+    def watch(self, tickets: Iterable[Ticket]) -> None:
+        """Let what it awaits for these be cancelled when they are given up, or the instance is taken out."""
+        running = self.running
+
+        def given_up(ticket: Ticket) -> bool:
+            return not running or ticket.over()
+
+        over = {id(ticket.request): functools.partial(given_up, ticket) for ticket in tickets}
+        for part in self.awaited:
+            part.over = over
+
     def _on_stream(self, batch: list[Request]) -> Any:
         assert self.stream is not None
         self.busy_with = len(batch)
@@ -148,7 +163,12 @@ class Instance:
     ) -> list[BaseException | None]:
         if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
             raise error
-        errors = self._blame(error, batch, saved)
+        apart = self.backend.failed if isinstance(self.backend, Awaited) else None
+        if apart is not None:  # whose each is, is known, and the others are done
+            errors = [each and self._named(each, 0, batch[i : i + 1]) for i, each in enumerate(apart)]
+            apart = self.backend.failed = None  # type: ignore[attr-defined]
+        else:
+            errors = self._blame(error, batch, saved)
         self.errors += sum(error is not None for error in errors)
         try:
             return errors

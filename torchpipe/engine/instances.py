@@ -6,6 +6,7 @@ import functools
 import threading
 from collections.abc import Callable
 
+from ..backends.awaited import Awaited
 from ..backends.base import Backend
 from ..backends.jump import Jump
 from ..component import Blueprint
@@ -127,11 +128,13 @@ class Instances:
         return instance
 
     def _made(self) -> Callable[[Backend], None]:
-        jumps = self.jumps
+        jumps, loop = self.jumps, self._pool.loop
 
         def made(backend: Backend) -> None:
             if isinstance(backend, Jump):
                 jumps.append(backend)
+            elif isinstance(backend, Awaited):
+                backend.loop = loop
 
         return made
 

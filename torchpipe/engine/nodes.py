@@ -108,6 +108,7 @@ class Nodes:
             self.watchdog.close()
         self.pool.close()
         with contextlib.ExitStack() as stack:  # each is released, whatever another one raises
+            stack.callback(self.pool.loop.close)  # last, since backends may await something to close
             for instances in self._owned.values():
                 stack.callback(instances.release)
 

@@ -9,6 +9,8 @@ import threading
 from _thread import get_ident
 from collections.abc import Callable
 
+from ..loop import EventLoop
+
 Job = Callable[[], object]
 
 _pools: dict[int, Pool] = {}
@@ -27,6 +29,7 @@ class Pool:
 
     def __init__(self, size: int, name: str) -> None:
         self._size, self._name = size, name
+        self.loop = EventLoop(f"{name}-loop")  # for what is awaited; outlives the threads here
         self._jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._threads: list[threading.Thread] = []
         self._gone: set[int] = set()  # threads that are not waited for, and end if they ever come back

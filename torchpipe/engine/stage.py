@@ -429,9 +429,13 @@ class Stage:
         try:
             closing = self._fill(instance, tickets)
             start = perf_counter()
+            if instance.awaited:
+                instance.watch(tickets)
             errors = instance.execute([ticket.request for ticket in tickets], closing)
         except BaseException as error:  # not the backend's: that is in errors. Nobody may be left waiting
             errors = [error] * len(tickets)
+        if instance.awaited:
+            instance.watch(())
         instance.wait_times.extend([start - ticket.arrived for ticket in tickets])
         try:
             running.pop()

@@ -6,6 +6,7 @@ import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from ..backends.awaited import Awaited
 from ..backends.base import Backend, refuse_returned
 from ..errors import RequestError, note
 from ..reason import unanswered_by
@@ -26,6 +27,9 @@ class Unscheduled:
         self.name, self.backend = name, backend
         self._pool = pool
         self.max, self.min = backend.max, backend.min
+        self._awaited = [part for part in backend.tree() if isinstance(part, Awaited) and part.awaits]
+        for part in self._awaited:
+            part.over = {}  # shared by all threads that are in it
         self._forward: Callable[[list[Request]], Any] = backend.forward
         gpu = gpu_of(backend)
         if gpu is not None:
@@ -75,8 +79,12 @@ class Unscheduled:
             drop(ticket.branch)
             return
         error: BaseException | None = None
+        for part in self._awaited:
+            part.over[id(ticket.request)] = ticket.over
         try:
             self.run(ticket.request)
         except BaseException as raised:
             error = raised
+        for part in self._awaited:
+            part.over.pop(id(ticket.request), None)
         go_on([(ticket.branch, error)])
