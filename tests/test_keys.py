@@ -157,6 +157,7 @@ def test_keep_refuses_what_it_keeps_anyway(key):
 def test_copy_gives_a_value_a_second_key_and_no_result(name):
     value = object()
     request = run(f"{name}[a:b,b:c]", {"data": 1, "a": value})
+    assert "none of the keys that it fills is result" in request.pop("reason")
     assert request == {"data": 1, "a": value, "b": value, "c": value}
 
 
@@ -238,7 +239,8 @@ def test_the_child_behind_it_gets_the_data_from_before():
 
 
 def test_a_child_without_a_result_leaves_none():
-    assert run("Result2Key[Empty]", {"data": 4}) == {"data": 4}
+    why = "node 'node', backend Empty: it does nothing at all"
+    assert run("Result2Key[Empty]", {"data": 4}) == {"data": 4, "reason": why}
 
 
 def test_it_takes_what_its_child_takes():

@@ -79,8 +79,9 @@ class Pipe:
         """Process one request or a list of them; what was computed is written into the dicts.
 
         ``data`` stays as it is, ``result`` and every other key that a backend set is filled in. No
-        ``result`` means that this request could not be processed. With ``event`` in a request the call
-        returns at once, and errors come out of ``event.Wait()``.
+        ``result`` means that this request could not be processed; ``reason``, a text, says which node and
+        backend left none, and why. Both are removed first, if the dict has them from before. With ``event``
+        in a request the call returns at once, and errors come out of ``event.Wait()``.
 
         A request may also bring a ``deadline``, on the clock of ``time.monotonic()``. With a deadline or a
         time-out the call returns in time even while a backend is still running: another thread runs it then,
@@ -163,7 +164,7 @@ class Pipe:
         return explain(self.config, maxima)
 
     def stats(self) -> dict[str, dict[str, Any]]:
-        """By node: requests, errors, queue, batches and why each was closed, costs, times (milliseconds).
+        """By node: requests, errors, no result, queue, batches and why each was closed, costs, times (ms).
 
         Nodes that share instances show the same figures; of a Jump only what it sent is counted.
         """

@@ -35,13 +35,21 @@ def register_backend(target: Any = None, *names: str, max: int | None = None) ->
     to 8 requests at once). Without a name its own name is taken. A name that a user registered before is
     replaced; torchpipe's own names cannot be.
 
+    A function that returns None (of a list: for one of them) has no ``result`` for that request: it could not
+    be processed, and its ``reason`` says so. A class writes ``request["result"]``; to return a value
+    instead is a TypeError of the request. There None is a value like any other.
+
+    ``async def`` is awaited: a function, ``forward``, ``forward_one`` or ``close``, in the one event loop
+    that the pipe has. With ``forward_one`` the requests of a batch are awaited at the same time.
+
     >>> @register_backend
     ... def double(data):
     ...     return 2 * data
     >>> register_backend(SomeClass, "Name")  # doctest: +SKIP
 
     Raises:
-        ConfigError: for a name that is taken by torchpipe itself, or a target of none of these kinds.
+        ConfigError: for a name that is taken by torchpipe itself, or a target of none of these kinds; an
+            async generator is none.
     """
     if target is None or isinstance(target, str):
         given = names if target is None else (target, *names)

@@ -8,8 +8,9 @@ from typing import Any
 
 from ..errors import ConfigError, MissingKeyError, shown
 from ..parameters import BracketText, Key
+from ..reason import Reason
 from ..registry import built_in
-from ..request import Request
+from ..request import REASON_KEY, TASK_RESULT_KEY, Request
 from .base import UNLIMITED, Backend
 
 
@@ -214,6 +215,14 @@ class Copy(_Shared):
         for request in batch:
             for source, target in self.pairs:
                 request[target] = value_of(request, source, "Copy")
+            self._say_why(request)
+
+    def _say_why(self, request: Request) -> None:
+        if TASK_RESULT_KEY not in request and REASON_KEY not in request:
+            name = type(self).__name__
+            request[REASON_KEY] = Reason(
+                f"none of the keys that it fills is result; {name}[...,data:result] makes one of the data"
+            )
 
 
 @built_in("mv")
@@ -237,6 +246,7 @@ class Move(Copy):
             for source, target in self.pairs:
                 request[target] = value_of(request, source, "Move")
                 del request[source]
+            self._say_why(request)
 
 
 @built_in()

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 
 from ..errors import RequestError
+from ..reason import Reason
 from ..registry import built_in
 from ..request import TASK_REQUEST_SIZE_KEY, Request
 from .base import UNLIMITED, Backend
@@ -152,8 +153,8 @@ class CalTorchBatchSize(Backend):
         RequestError: ``data`` is no tensor with rows.
 
     Example:
-        >>> sorted(run("CalTorchBatchSize", {"data": torch.zeros(5, 2)}))
-        ['data', 'request_size']
+        >>> run("CalTorchBatchSize", {"data": torch.zeros(5, 2)})["request_size"]
+        5
     """
 
     max = UNLIMITED
@@ -163,3 +164,4 @@ class CalTorchBatchSize(Backend):
         for request in batch:
             tensor = a_tensor(request["data"], "CalTorchBatchSize")
             request[TASK_REQUEST_SIZE_KEY] = _rows(tensor, "CalTorchBatchSize")
+            request["reason"] = Reason("it only counts rows; SetTorchRequestSize gives a result, too")

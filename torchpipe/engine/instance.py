@@ -124,7 +124,9 @@ class Instance:
         def given_up(ticket: Ticket) -> bool:
             return not running or ticket.over()
 
-        over = {id(ticket.request): functools.partial(given_up, ticket) for ticket in tickets}
+        over: dict[int, Callable[[], bool]] = {}
+        for ticket in tickets:
+            over[id(ticket.request)] = functools.partial(given_up, ticket)
         for part in self.awaited:
             part.over = over
 
