@@ -1,7 +1,9 @@
-.PHONY: demo ocr test lint fix bench docs setup
+.PHONY: help demo ocr test lint fix bench docs setup
 python = .venv/bin/python
 
-setup:
+help:  ## list these targets
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+setup:  ## make .venv, with everything that the other targets need
 	@scripts/setup
 demo: setup  ## classify real photographs, one by one and under load
 	$(python) demo/run.py
@@ -9,9 +11,9 @@ ocr: setup  ## read the text in the example pictures, with a graph of three netw
 	$(python) examples/ocr/run.py
 test: setup  ## the whole test suite
 	$(python) -m pytest
-lint: setup
+lint: setup  ## formatter, linter and types
 	scripts/lint
-fix: setup
+fix: setup  ## the same, and mend what can be mended
 	scripts/lint --fix
 docs: setup  ## write docs/backends.md from the backends' declarations
 	$(python) scripts/reference.py

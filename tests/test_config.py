@@ -316,7 +316,11 @@ def test_a_node_may_repeat_its_own_name():
     ("config", "said"),
     [
         ({"backend": "Slep"}, "node 'node': unknown backend 'Slep'. Did you mean 'Sleep'?"),
-        ({"a": {"backend": "S[Identity,slep]"}}, "node 'a': unknown backend 'slep'. Did you mean 'Sleep'?"),
+        (
+            {"a": {"backend": "S[Identity,slep]"}},
+            "node 'a': unknown backend 'slep'. If it is your own, register it before: "
+            "torchpipe.register_backend(slep). Did you mean 'Sleep'",
+        ),
         ({"backend": "Max", "Max::backend": "Slep"}, "node 'node': unknown backend 'Slep'"),
         (
             {"backend": "Sleep", "tine": 5},

@@ -201,6 +201,8 @@ def test_what_is_neither_file_nor_module_is_refused(given):
     ("parameters", "message"),
     [
         ({"presision": "fp16"}, "'presision'.* Did you mean 'precision'"),
+        ({"max_batch": 4}, "'max_batch'.* Did you mean 'max'"),
+        ({"max_batch_size": 4}, "'max_batch_size'.* Did you mean 'max'"),
         ({"max": 0}, "max = 0"),
         ({"instance_num": 0}, "instance_num = 0"),
         ({"batching_timeout": -1}, "batching_timeout = -1"),

@@ -5,6 +5,7 @@ import torch
 
 import torchpipe
 from torchpipe import Backend, ConfigError, Pipe, register_backend, register_filter, unregister
+from torchpipe.errors import optional
 
 
 def run(config, data, **more):
@@ -313,3 +314,20 @@ def test_an_unknown_backend_is_refused_with_the_nearest_names():
     assert "unknown backend 'to_uper'. Did you mean 'to_upper'?" in refusal(Pipe, {"backend": "to_uper"})
     assert "Did you mean 'Identity'" in refusal(Pipe, {"backend": "identity"})
     assert "Known: ADD, Add, AddInt, " in refusal(Pipe, {"backend": "zzzzzz"})
+
+
+@pytest.mark.parametrize("backend", ["average", "S[Identity,slep]", "Process[range_of]"])
+def test_a_name_in_lower_case_that_nobody_registered_is_first_taken_for_the_users_own(backend):
+    message = refusal(Pipe, {"backend": backend})
+    assert "If it is your own, register it before: torchpipe.register_backend(" in message
+    assert message.index("register_backend") < message.index("Did you mean")
+
+
+@pytest.mark.parametrize("backend", ["Avrage", "identity", "SLEEP", "sleep"])
+def test_a_built_in_name_that_is_misspelt_is_not_taken_for_the_users_own(backend):
+    assert "register" not in refusal(Pipe, {"backend": backend})
+
+
+def test_a_library_that_is_missing_is_asked_for_by_an_extra_of_this_project():
+    with pytest.raises(ImportError, match=r"run pip install '\.\[tools\]' in a clone of this project"):
+        optional("no_such_library", "tools")

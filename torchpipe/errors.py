@@ -119,7 +119,10 @@ def nearest(name: Any, names: Iterable[str]) -> str:
     name = name if isinstance(name, str) else shown(name)
     known = sorted(set(names))
     folded = {known_name.lower(): known_name for known_name in known}
-    close = [folded[match] for match in difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.6)]
+    words = [word for word in name.lower().split("_") if len(word) > 2]  # max_batch: the key is max
+    matches = [word for word in words if word in folded]
+    matches += difflib.get_close_matches(name.lower(), folded, n=3, cutoff=0.6)
+    close = [folded[match] for match in dict.fromkeys(matches)][:3]
     if close:
         return "Did you mean " + " or ".join(repr(match) for match in close) + "?"
     if not known:
@@ -135,4 +138,6 @@ def optional(module: str, extra: str):
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(f"{module} is needed here: pip install 'torchpipe[{extra}]' ({error})") from error
+        raise ImportError(
+            f"{module} is needed here: run pip install '.[{extra}]' in a clone of this project ({error})"
+        ) from error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+from collections.abc import Iterable
 from typing import Any
 
 from .backends.base import UNLIMITED, Backend
@@ -51,6 +52,21 @@ def backends(name: str | None = None) -> References | Reference:
     named = {known: backend_class(known) for known in list_backends()}
     primary = {known: cls for known, cls in named.items() if cls.__name__ == known or not _has(named, cls)}
     return References({known: _describe(known, cls) for known, cls in primary.items()})
+
+
+def search(words: Iterable[str]) -> References:
+    """The backends that have all ``words`` in their names or summaries, in whatever case.
+
+    >>> list(search(["yolo"]))
+    ['YoloV5Boxes', 'YoloV8Boxes', 'YoloXBoxes']
+    """
+    wanted = [word.lower() for word in words]
+
+    def fits(entry: Reference) -> bool:
+        text = " ".join([entry["name"], *entry["aliases"], entry["summary"]]).lower()
+        return all(word in text for word in wanted)
+
+    return References({name: entry for name, entry in backends().items() if fits(entry)})
 
 
 def _has(named: dict[str, type[Backend]], cls: type[Backend]) -> bool:

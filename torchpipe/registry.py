@@ -130,8 +130,16 @@ def backend_class(name: str) -> type[Backend]:
     except ImportError as error:
         raise ConfigError(f"backend {name!r} cannot be loaded: {error}") from error
     except KeyError:
-        message = f"unknown backend {shown(name)}. {nearest(name, {*_backends, *catalogue()})}"
-        raise ConfigError(message) from None
+        raise ConfigError(f"unknown backend {shown(name)}. {_advice(name)}") from None
+
+
+def _advice(name: str) -> str:
+    """What to do about an unknown backend; a name in lower case is likely a function of the user."""
+    near = nearest(name, {*_backends, *catalogue()})
+    known = name.lower() in map(str.lower, catalogue()) or any(f"{own!r}" in near for own in _originals)
+    if name[:1].islower() and not known:
+        return f"If it is your own, register it before: torchpipe.register_backend({name}). {near}"
+    return near
 
 
 def original(name: str) -> Any:

@@ -25,7 +25,7 @@ def configuration() -> dict[str, dict[str, Any]]:
     """The nodes of config.toml, with the models where the rapidocr package keeps them."""
     package = importlib.util.find_spec("rapidocr")
     if package is None or not package.submodule_search_locations:
-        raise SystemExit("The models come with a package: pip install rapidocr 'torchpipe[onnx,ocr]'")
+        raise SystemExit("The models come with a package: pip install rapidocr '.[onnx,ocr]'")
     models = Path(package.submodule_search_locations[0]) / "models"
     nodes = torchpipe.parse_toml(HERE / "config.toml")
     for node in nodes.values():

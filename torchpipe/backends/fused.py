@@ -134,7 +134,7 @@ def works(device: torch.device) -> bool:
             _works[device] = False
             warnings.warn(
                 f"Triton's kernel cannot be compiled for {device}, images are resized without it: {error}; "
-                "it needs pip install 'torchpipe[gpu]' and a C compiler",
+                "it needs pip install '.[gpu]' and a C compiler",
                 stacklevel=2,
             )
         return _works[device]

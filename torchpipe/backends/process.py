@@ -33,7 +33,7 @@ class Process(Backend):
 
     A batch goes over as one message and what the child changed in the requests comes back; a value changed in
     place does not. Arrays and CPU tensors above 32 KiB go through shared memory. What the child needs of your
-    own code is sent along (``pip install 'torchpipe[process]'``): functions and classes of ``__main__`` by
+    own code is sent along (``pip install '.[process]'``): functions and classes of ``__main__`` by
     value, those of modules by name. Linux only.
 
     A worker that dies is replaced. The requests of its batch are run again one by one; one that is inside a

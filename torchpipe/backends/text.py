@@ -30,7 +30,7 @@ class DBBoxes(Backend):
 
     Islands of the map above ``thresh`` are enclosed in rotated rectangles, scored by their mean probability,
     grown by ``unclip_ratio`` (the network learns shrunken text), and scaled to the image
-    (``pip install 'torchpipe[ocr]'``).
+    (``pip install '.[ocr]'``).
 
     Reads ``data``: the map, as tensor or numpy array of 1 x 1 x H x W or H x W, float32; ``image_size``:
     (height, width) in pixels of the image that the boxes are meant for, as a rule that of the map. Writes

@@ -18,7 +18,7 @@ def show(config: Any, output: str | os.PathLike = "torchpipe.html") -> Path:
     Args:
         config: what :class:`torchpipe.Pipe` takes.
         output: the file to write. ``.html``: a page that shows nodes, edges, maps and jumps in any browser
-            and loads nothing (``pip install 'torchpipe[show]'``); ``.mmd``: Mermaid text, for a README.
+            and loads nothing (``pip install '.[show]'``); ``.mmd``: Mermaid text, for a README.
 
     Returns:
         The path of the file.

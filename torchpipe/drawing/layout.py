@@ -70,7 +70,7 @@ def lay_out(outline: Outline, sizes: dict[str, Point]) -> Layout:
     """Place boxes of these sizes; parts stand side by side.
 
     Raises:
-        ImportError: grandalf is not installed (``pip install 'torchpipe[show]'``).
+        ImportError: grandalf is not installed (``pip install '.[show]'``).
     """
     layout = Layout({}, [], [], 0.0, 0.0)
     for part in outline.parts:

@@ -146,7 +146,7 @@ test_functions = test_function
 def test(sample: Sampler | list[Sampler], total_number: int = 10_000) -> dict[str, Any]:
     """Run one client thread for each sampler until ``total_number`` samples are done.
 
-    Prints a progress bar and a table (``pip install 'torchpipe[tools]'``). Returns ``num_clients``,
+    Prints a progress bar and a table (``pip install '.[tools]'``). Returns ``num_clients``,
     ``total_number``, ``throughput::qps`` (samples a second), ``throughput::avg`` and ``latency::avg``,
     ``TP50``, ``TP90``, ``TP99`` (milliseconds a call), ``-50``, ``-20``, ``-10``, ``-1`` (the n-th worst
     latency), ``cpu_usage`` (percent of one core) and ``tool's version``.

@@ -53,7 +53,7 @@ def denormals_as_zero() -> Iterator[None]:
 
 @built_in()
 class OnnxTensor(Engine):
-    """Runs an ONNX file with ONNX Runtime (``pip install 'torchpipe[onnx]'``).
+    """Runs an ONNX file with ONNX Runtime (``pip install '.[onnx]'``).
 
     Reads ``data``: a tensor of k rows, or a list of them for several inputs; cast to the network's dtype.
     Writes ``result``: tensors on ``device`` with the same rows. Each instance has a session of its own. On a

@@ -78,7 +78,7 @@ def _length(size: Any) -> int | None:
 
 @built_in()
 class OpenvinoTensor(Engine):
-    """Runs an ONNX file or OpenVINO's own .xml on the CPU (``pip install 'torchpipe[openvino]'``).
+    """Runs an ONNX file or OpenVINO's own .xml on the CPU (``pip install '.[openvino]'``).
 
     Reads ``data``: a tensor of k rows, or a list of them for several inputs; cast to the network's dtype.
     Writes ``result``: CPU tensors with the same rows. Each instance compiles a network of its own.
@@ -147,7 +147,7 @@ class OpenvinoTensor(Engine):
 
 @built_in()
 class OpenvinoMat(Backend):
-    """Runs a network of one image on the CPU, from image to arrays (``pip install 'torchpipe[openvino]'``).
+    """Runs a network of one image on the CPU, from image to arrays (``pip install '.[openvino]'``).
 
     Reads ``data``: numpy image HxWxC or HxW; cast to the network's dtype, with its layout and without any
     normalising. Writes ``result``: what the network gives, as numpy arrays: an image as HxWxC, all else as it
