@@ -2,8 +2,11 @@
 
 import doctest
 import importlib
+import os
 import re
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,6 +22,9 @@ PAGES = [
     "docs/gpu.md",
     "docs/backends.md",
 ]
+WRITTEN = ["README.md", "CONTRIBUTING.md", "benchmarks/README.md"] + [
+    f"docs/{name}.md" for name in ("guide", "graphs", "robustness", "gpu", "benchmarks")
+]
 MODULES = ["torchpipe.pipe", "torchpipe.model", "torchpipe.reference", "torchpipe.registry"]
 
 
@@ -33,11 +39,35 @@ def test_the_python_blocks_of_a_page_run_in_order(page, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(), re.M | re.S)
     assert blocks
-    if page == "README.md":  # shows the use of a backend before its definition
-        blocks[0], blocks[1] = "import torchpipe\n" + blocks[1], blocks[0]
     scope: dict = {}
     for block in blocks:
         exec(compile(block, page, "exec"), scope)
+
+
+def test_the_readmes_first_block_runs_pasted_alone_anywhere_and_prints_what_the_readme_shows(tmp_path):
+    text = (ROOT / "README.md").read_text()
+    code, shown = re.search(r"^```python\n(.*?)^```.*?^```\n(.*?)^```", text, re.M | re.S).groups()
+    (tmp_path / "pasted.py").write_text(code)
+    done = subprocess.run(
+        [sys.executable, "pasted.py"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.stderr == ""
+    assert done.stdout == shown
+
+
+def test_the_readme_fits_two_screens():
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
+
+
+@pytest.mark.parametrize("page", WRITTEN)
+def test_lines_of_a_page_are_at_most_120_characters_long(page):
+    lines = (ROOT / page).read_text().splitlines()
+    assert [line for line in lines if len(line) > 120 and not line.startswith("|")] == []
 
 
 @pytest.mark.parametrize("name", MODULES)
