@@ -33,8 +33,8 @@ class Model:
     ``stats()`` and ``explain()``.
     """
 
-    def __init__(self, config: dict[str, Any]) -> None:
-        self.pipe = Pipe(config)
+    def __init__(self, config: dict[str, Any], warmup: Any = ()) -> None:
+        self.pipe = Pipe(config, warmup=warmup)
 
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
         """The network's output for ``inputs``: one tensor of k rows (k x ...) for each input of the network.
@@ -87,6 +87,7 @@ def model(
     max: int = 1,
     instance_num: int = 1,
     batching_timeout: float = 0,
+    warmup: int | torch.Tensor | list[torch.Tensor] = 0,
     **parameters: Any,
 ) -> Model:
     """Make a network into a thread-safe function on tensors: ``y = model(x)``.
@@ -105,6 +106,8 @@ def model(
         max: the most calls that are batched together.
         instance_num: how many copies run at the same time.
         batching_timeout: the longest that a call waits for company, in milliseconds, where that pays.
+        warmup: how many batches of each size each copy runs before it takes calls, where the network's file
+            says what its inputs are; or the input of one call (a list of several) to run these batches with.
         **parameters: the engine's own, such as ``precision``, ``device``, ``threads``, ``mean``, ``std``;
             ``torchpipe.backends("OnnxTensor")`` lists them.
 
@@ -127,8 +130,13 @@ def model(
         target, backend = path_or_module, "ModuleTensor"
     else:
         raise ConfigError(f"a network is the path of a file or an nn.Module, not {shown(path_or_module)}")
+    requests: Any = ()
+    if isinstance(warmup, (torch.Tensor, list, tuple)):
+        requests, warmup = {"data": list(warmup) if isinstance(warmup, tuple) else warmup}, 0
     scheduling = {"max": max, "instance_num": instance_num, "batching_timeout": batching_timeout}
-    return Model({"backend": backend, "model": target, **scheduling, **parameters})
+    if warmup:
+        parameters["warmup"] = warmup
+    return Model({"backend": backend, "model": target, **scheduling, **parameters}, requests)
 
 
 def _result(request: dict[str, Any]) -> Any:

@@ -31,6 +31,8 @@ class NodeOptions:
     max_queue: Annotated[int, Field(ge=0)] = 0
     priority_ageing: Annotated[float, Field(ge=0, le=3_600_000, allow_inf_nan=False)] = 0.0
     stuck_after: Annotated[float, Field(ge=0, le=86_400_000, allow_inf_nan=False)] = 0.0
+    warmup: Annotated[int, Field(ge=0, le=1000)] = 0
+    warmup_data: str = ""
     scheduler: Weighing = ""
     number_factor: Annotated[float, Field(gt=0, le=1024)] = 1.5
     cal_request_size_method: str = ""

@@ -25,6 +25,7 @@ from .engine.outcome import Outcome
 from .engine.sending import enqueue, travel
 from .engine.stage import Stage
 from .engine.unscheduled import Unscheduled
+from .engine.warmup import warm_up
 from .environment import settle_process
 from .errors import ConfigError, PipeClosedError, ReentryError, RequestError
 from .event import Event
@@ -53,13 +54,18 @@ class Pipe:
     Args:
         config: the path of a TOML file, a flat dict (one node), or a dict of dicts (nodes by name, with the
             defaults of all under ``"global"``). It is never modified.
+        warmup: a request as callers send it, or a list of them. They go through the pipe before it takes
+            others, and each node that they come to runs batches of what came to it, of each size, in every
+            instance (``warmup`` rounds, 1 by default). With ``node_name`` of a node inside the graph, a
+            request warms up that node alone. They are not counted in ``stats()`` and never modified.
 
     Raises:
-        ConfigError: for any mistake in the configuration.
-        Exception: what a backend raises while it is built.
+        ConfigError: for any mistake in the configuration, a node that shall warm up (``warmup = N``) and
+            does not know with what, or a ``warmup`` request without a result.
+        Exception: what a backend raises while it is built or warmed up.
     """
 
-    def __init__(self, config: Any) -> None:
+    def __init__(self, config: Any, *, warmup: Request | list[Request] = ()) -> None:  # type: ignore[assignment]
         self._given = _kept(config)
         self.config = load(config)
         self._closing = threading.Lock()
@@ -68,6 +74,13 @@ class Pipe:
         self._nodes = Nodes(self.config, graph)
         settle_process()  # now that the backends have imported what they use
         self._entrance = Entrance(self.config, graph, self._nodes)
+        try:
+            warm_up(self._nodes, self._entrance, warmup)
+            self._nodes.watch()
+        except BaseException:
+            self._entrance.alarm.close()
+            self._nodes.release()
+            raise
         self._built = True
         _open.add(self)
 

@@ -36,11 +36,13 @@ class Death(Exception):  # noqa: N818 - an event; the error of a request is made
 class Worker:
     """The parent's handle on one worker. It starts at once; ``ready()`` waits until its backend is built.
 
+    Before it says so, it runs the batches of ``warmup``.
+
     A socket for each worker, and no thread: whoever calls waits for the answer, and sees the end of the
     process as the end of the conversation.
     """
 
-    def __init__(self, build: bytes) -> None:
+    def __init__(self, build: bytes, warmup: list[list[Request]] | None = None) -> None:
         self.ended = True  # until there is something to end
         self.fit = False  # whether it can be asked; false while somebody waits for it, who may be interrupted
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -60,10 +62,11 @@ class Worker:
         self.pid = self._process.pid
         self._channel = Channel(ours)
         self._range: tuple[int, int] | None = None
+        self.sample: Request | str = ""  # a request that its backend makes up, or why it does not
         self.ended = False
         _here.add(self)
         with contextlib.suppress(Gone):  # ready() will say so
-            self._channel.send(build)
+            self._channel.send((build, warmup or []))
         self.fit = True
 
     def ready(self) -> tuple[int, int]:
@@ -111,7 +114,8 @@ class Worker:
                 f"the answer of worker process {self.pid} cannot be read here: {told(error)}"
             ) from error
         if kind == "built":
-            self._range = value
+            *limits, self.sample = value
+            self._range = value = tuple(limits)  # type: ignore[assignment]
         self.fit = kind != "unbuilt"
         if kind in ("error", "unbuilt"):
             note(value, f"in worker process {self.pid}")

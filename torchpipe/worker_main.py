@@ -56,12 +56,14 @@ def _die_with_parent(lifeline: int) -> None:
 def _build(channel: Channel) -> Backend | None:
     from .registry import install
 
-    build = channel.receive()
+    build, warmup = channel.receive()
     try:
         exported, unbuilt = pickle.loads(build)
         install(exported)
         backend = unbuilt.build()
         settle_process()  # now that what it uses is imported
+        for batch in warmup:
+            backend.forward(batch)
     except ImportError as error:
         message = f"cannot be built in a worker process: {told(error)}; a worker imports modules by name"
         _reply("unbuilt", channel, ConfigError(message), error)
@@ -71,8 +73,16 @@ def _build(channel: Channel) -> Backend | None:
         return None
     gc.collect()
     gc.freeze()  # else each full collection looks at all that was imported, a tenth of a second and more
-    channel.send(("built", (backend.min, backend.max), ""))
+    channel.send(("built", (backend.min, backend.max, _sample(backend)), ""))
     return backend
+
+
+def _sample(backend: Backend) -> Request | str:
+    """A request that the backend makes up, or why it does not."""
+    try:
+        return backend.sample()
+    except ConfigError as error:
+        return str(error)
 
 
 def _run(backend: Backend, channel: Channel) -> None:

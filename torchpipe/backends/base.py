@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import threading
 from collections.abc import Iterator
 from typing import Any
 
-from ..errors import note, shown
+from ..errors import ConfigError, note, shown
 from ..filters import Filter
 from ..reason import unanswered
 from ..request import Request
 
 UNLIMITED = 2**32 - 1
 """The ``max`` of a backend that takes any number of requests at once."""
+
+
+class Warming(threading.local):
+    """Whether this thread is warming up a backend: then time-outs of a batch do not count."""
+
+    on = False
+
+
+warming = Warming()
 
 
 class Backend:
@@ -71,6 +81,16 @@ class Backend:
 
     def forward_one(self, request: Request) -> None:
         raise TypeError(f"{type(self).__name__} must define forward(batch) or forward_one(request)")
+
+    def sample(self) -> Request:
+        """A request that it could run, made from what it knows of its input: for the key ``warmup``.
+
+        Raises:
+            ConfigError: it does not know what its requests look like.
+        """
+        if self.parts:  # what stands between brackets gets the request first
+            return self.parts[0].sample()
+        raise ConfigError(f"{self.label or type(self).__name__} does not know what its requests look like")
 
     def close(self) -> None:
         """Release what the backend holds; called once, when its pipe is closed."""

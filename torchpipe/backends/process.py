@@ -18,7 +18,7 @@ from ..registry import built_in, export
 from ..request import Request
 from ..worker import Death, Worker
 from ..worker_main import Changes
-from .base import Backend
+from .base import Backend, warming
 
 REMEMBERED = 16
 """At least so many requests that were inside a dying worker are remembered, to see which one comes again."""
@@ -43,7 +43,8 @@ class Process(Backend):
 
     Args:
         inner: any backend expression.
-        timeout: milliseconds that a batch may take; then its worker is killed and replaced. 0: any time.
+        timeout: milliseconds that a batch may take; then its worker is killed and replaced. 0: any time. It
+            does not count while the node warms up, which a new worker does again before it takes a batch.
 
     Raises:
         ConfigError: the child cannot be built in a worker, or not be sent there.
@@ -65,6 +66,7 @@ class Process(Backend):
         self._lock = threading.Lock()  # for threads without a scheduler; ended by the worker's answer
         self._suspects: dict[int, _Suspect] = {}
         self._closed = False
+        self._warmup: dict[int, list[Request]] = {}  # by size: what the next worker warms up with
         self._worker = Worker(self._order)
         try:
             self.min, self.max = self._range(self._worker)
@@ -78,12 +80,20 @@ class Process(Backend):
 
     def forward(self, batch: list[Request]) -> None:
         with self._lock:
+            if warming.on:
+                self._warmup.setdefault(len(batch), [request.copy() for request in batch])
             again = self._suspects and any(id(request) in self._suspects for request in batch)
             if again and self.min == 1:
                 for request in batch:  # alone, so that whichever is guilty takes no neighbour along again
                     self._run([request])
             else:
                 self._run(batch)
+
+    def sample(self) -> Request:
+        sample = self._worker.sample
+        if isinstance(sample, str):
+            raise ConfigError(sample)
+        return sample
 
     def close(self) -> None:
         self._closed = True
@@ -119,7 +129,7 @@ class Process(Backend):
             worker = self._worker
             try:
                 self._range(worker)
-                changes = worker.run(batch, self.timeout)
+                changes = worker.run(batch, None if warming.on else self.timeout)
                 if changes is not None:  # else it had died before it got the batch
                     return changes
             except Exception:
@@ -140,7 +150,7 @@ class Process(Backend):
 
         def replace() -> None:
             self._worker.close()
-            self._worker = Worker(self._order)
+            self._worker = Worker(self._order, list(self._warmup.values()))
 
         if threading.current_thread() is not threading.main_thread():
             replace()

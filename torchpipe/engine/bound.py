@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import TYPE_CHECKING
 
 from .instance import Instance
@@ -37,6 +38,21 @@ class BoundThread:
         """Start serving batches of ``stage``."""
         self._batches.put(stage)
 
+    def call(self, job: Callable[[], None]) -> None:
+        """Run ``job`` on this thread, after what it has to do before, and wait; raises what that raises."""
+        done: Future[None] = Future()
+
+        def run() -> None:
+            try:
+                job()
+            except BaseException as error:
+                done.set_exception(error)
+            else:
+                done.set_result(None)
+
+        self._batches.put(run)
+        done.result()  # ended by the thread, which does all that was put in before it was told to end
+
     def retire(self) -> None:
         """End the thread when it has done what it has."""
         self._batches.put(None)
@@ -55,8 +71,12 @@ class BoundThread:
             return
         finally:
             self._ready.set()
-        stage: Stage = self._batches.get()
+        while callable(stage := self._batches.get()):
+            stage()
         while stage is not None and (tickets := self._batches.get()) is not None:
+            if type(tickets) is not list:
+                tickets()
+                continue
             stage.serve(self.instance, tickets)
             stage.dispatch()
             tickets.clear()  # nothing of a request may outlive it, also where this thread owns the list

@@ -47,6 +47,10 @@ class Instance:
         self.since = 0.0  # when it started to run
         self.running: list | None = None  # its batch, taken by whoever ends it: the instance, or a watchdog
         self.busy_with = 0  # the size of the batch that runs now
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin to measure and to count."""
         self.floor = 1.0  # seconds a batch takes at best of late; unknown counts as long
         self.costs = Costs()
         self.errors = 0
@@ -152,6 +156,11 @@ class Instance:
         if self.stream is not None:
             for size, took in self.stream.drain():
                 self._learn(size, took)
+
+    def settle(self) -> None:
+        """Wait until its stream has done its work, and learn nothing; ended by the GPU."""
+        if self.stream is not None:
+            self.stream.drain()
 
     def _learn(self, size: int, took: float, failed: bool = False) -> None:
         """Remember what a batch took; of a stream that is known only when it has caught up."""

@@ -12,6 +12,8 @@ from ..backends.jump import Jump
 from ..component import Blueprint
 from ..errors import ConfigError
 from ..node_config import NodeConfig
+from ..request import Request
+from . import warmup
 from .alarm import Alarm
 from .bound import BoundThread
 from .instance import Instance
@@ -33,6 +35,8 @@ class Instances:
 
     def __init__(self, node: NodeConfig, pool: Pool, alarm: Alarm, unscheduled: bool = False) -> None:
         self._node, self._pool, self._alarm = node, pool, alarm
+        self.name, self.options = node.name, node.options
+        self.samples: list[Request] = []  # what its instances warm up with, also those that are built later
         self._threads: list[BoundThread] = []
         self._backends: list[Backend] = []
         self._builders: dict[Instance, Callable[[], Instance]] = {}
@@ -55,6 +59,61 @@ class Instances:
         except BaseException:
             self.release()
             raise
+
+    @property
+    def backend(self) -> Backend:
+        """That of its first instance."""
+        stage = self.stages[0]
+        return stage.instances[0].backend if isinstance(stage, Stage) else stage.backend
+
+    @property
+    def jumps_alone(self) -> bool:
+        """Whether its whole backend is a Jump, which runs nothing in an instance."""
+        return isinstance(self.stages[0], Stage) and isinstance(self.backend, Jump)
+
+    def steps(self) -> int:
+        """How many batches a warm-up runs."""
+        runners = [runner for stage in self.stages for runner in _runners(stage)]
+        return self._rounds * sum(len(warmup.sizes(runner.min, runner.max)) for runner in runners)
+
+    def warm_up(self, samples: list[Request], step: Callable[[], None] = lambda: None) -> None:
+        """Run batches of ``samples`` in each instance, on its own thread; raises what its backend raises."""
+        self.samples = samples
+        for stage in self.stages:
+            for runner in _runners(stage):
+                self._warm_up(runner, stage, step)
+
+    def warm_up_like(self, old: Instances) -> None:
+        """Warm up with the samples of those that these replace, if the configuration names no others."""
+        samples = old.samples
+        if self.options.warmup_data:
+            samples = [warmup.sample_of(self.options.warmup_data, f"node {self.name!r}")]
+        if self.options.warmup and not samples:
+            samples = [warmup.own_sample(self)]
+        if samples:
+            with warmup.Bar() as bar:
+                bar.expect(self.steps())
+                self.warm_up(samples, bar.step)
+
+    @property
+    def _rounds(self) -> int:
+        return max(self.options.warmup, 1)
+
+    def _warm_up(
+        self,
+        runner: Instance | Unscheduled,
+        stage: Stage | Unscheduled,
+        step: Callable[[], None] = lambda: None,
+    ) -> None:
+        if isinstance(stage, Unscheduled) or isinstance(runner, Unscheduled):
+            warmup.run_batches(runner, self._rounds, self.samples, InOrder(), step)
+            return
+        job = functools.partial(warmup.run_batches, runner, self._rounds, self.samples, stage.selection, step)
+        thread = next((thread for thread in self._threads if thread.instance is runner), None)
+        if thread is None:
+            job()
+        else:
+            thread.call(job)
 
     def release(self) -> None:
         """End the threads and close the backends; raises the first error of these."""
@@ -93,6 +152,8 @@ class Instances:
 
     def _build_again(self, build: Callable[[], Instance], stage: Stage, bound: bool) -> Instance:
         new = self._build(build)
+        if self.samples:
+            self._warm_up(new, stage)
         if bound:
             stage.threads[new] = self._threads[-1]
             self._threads[-1].attach(stage)
@@ -175,6 +236,11 @@ class Instances:
                 "threads at once; say shared = True in its class if it allows that"
             )
         return ByWeight(limits[0], weigher)
+
+
+def _runners(stage: Stage | Unscheduled) -> list[Instance | Unscheduled]:
+    """What runs batches there."""
+    return [stage] if isinstance(stage, Unscheduled) else [*stage.instances]
 
 
 def _check_ranges(instances: list[Instance]) -> None:

@@ -36,7 +36,7 @@ class Nodes:
     """
 
     def __init__(self, config: PipeConfig, graph: Graph) -> None:
-        self._owned: dict[str, Instances] = {}  # by the name of the node that has them
+        self.owned: dict[str, Instances] = {}  # by the name of the node that has them
         self._routes: dict[str, Route] = {}
         owners = [node for node in config.nodes.values() if node.lender == node.name]
         total = sum(group.instance_num for node in owners for group in node.groups)
@@ -46,13 +46,11 @@ class Nodes:
         self.streams: ModuleType | None = None  # torchpipe.streams, where a node has a GPU
         try:
             for node in owners:
-                self._owned[node.name] = Instances(node, self.pool, self.alarm, config.unscheduled)
+                self.owned[node.name] = Instances(node, self.pool, self.alarm, config.unscheduled)
             for node in config.nodes.values():
                 self.by_name[node.name] = self._make_node(node, graph)
             self._connect(graph)
             self._connect_streams()
-            if any(node.options.stuck_after for node in owners):
-                self.watchdog = Watchdog(self._owned)
         except BaseException:
             self.release()
             raise
@@ -61,6 +59,15 @@ class Nodes:
     def stages(self) -> dict[str, Stage | Unscheduled]:
         """The stage of each node; several nodes may share one."""
         return {name: node.stage for name, node in self.by_name.items()}
+
+    def watch(self) -> None:
+        """Look for stuck instances from now on, where a node asks for that: a warm-up may take its time."""
+        if self.watchdog is None and any(owned.options.stuck_after for owned in self.owned.values()):
+            self.watchdog = Watchdog(self.owned)
+
+    def owner_of(self, node: Node) -> str:
+        """The name of the node whose instances this one uses."""
+        return next(name for name, owned in self.owned.items() if node.stage in owned.stages)
 
     def route(self, name: str) -> Route:
         """What lies ahead of a request that starts at this node; KeyError if there is none."""
@@ -74,23 +81,23 @@ class Nodes:
 
         What waits goes over to the new ones, what runs ends on the old ones; nothing is lost.
         """
-        old = self._owned[config.name]
+        old = self.owned[config.name]
         new = Instances(config, self.pool, self.alarm)
         try:
             if len(new.stages) != len(old.stages):
                 raise ConfigError(f"node {config.name!r}: a reload cannot change its groups of instances")
             if new.jumps or old.jumps:
                 raise ConfigError(f"node {config.name!r}: a node with a Jump cannot be reloaded")
+            new.warm_up_like(old)
         except BaseException:
             new.release()
             raise
         before = f"{config.name} before"  # which is watched still; no node has a blank in its name
-        self._owned[before] = old
+        self.owned[before] = old
         old.retire()
-        self._owned[config.name] = new
+        self.owned[config.name] = new
         self._connect_streams()
-        if config.options.stuck_after and self.watchdog is None:
-            self.watchdog = Watchdog(self._owned)
+        self.watch()
         for stage, successor in zip(old.stages, new.stages, strict=True):
             assert isinstance(stage, Stage)
             assert isinstance(successor, Stage)
@@ -99,7 +106,7 @@ class Nodes:
                 if node.stage is stage:
                     node.stage = successor
             stage.hand_over_to(successor)
-        del self._owned[before]
+        del self.owned[before]
         old.release()
 
     def release(self) -> None:
@@ -109,13 +116,13 @@ class Nodes:
         self.pool.close()
         with contextlib.ExitStack() as stack:  # each is released, whatever another one raises
             stack.callback(self.pool.loop.close)  # last, since backends may await something to close
-            for instances in self._owned.values():
+            for instances in self.owned.values():
                 stack.callback(instances.release)
 
     # Connecting
 
     def _make_node(self, node: NodeConfig, graph: Graph) -> Node:
-        stage = self._owned[node.lender].stages[node.options.active_instances_grp]
+        stage = self.owned[node.lender].stages[node.options.active_instances_grp]
         made = Node(node.name, stage)
         if graph.before[node.name]:
             # what a map has put together runs as it is; what comes straight from a node is swapped
@@ -134,7 +141,7 @@ class Nodes:
             if node.mapping is not None:
                 for source in node.mapping.reads:
                     self.by_name[source].kept = True
-        jumps = [(name, jump) for name, owned in self._owned.items() for jump in owned.jumps]
+        jumps = [(name, jump) for name, owned in self.owned.items() for jump in owned.jumps]
         for name, jump in jumps:
             if jump.target not in self.by_name:
                 raise ConfigError(
@@ -146,11 +153,11 @@ class Nodes:
                 node.target = self.route(node.jump.target)
         self._check_jumps(jumps)
         for _, jump in jumps:
-            jump.send = functools.partial(self._call, self.route(jump.target))
+            jump.send = functools.partial(self.call, self.route(jump.target))
 
     def _connect_streams(self) -> None:
         """Where a node has a GPU: all other nodes, users' filters and callers get values that are ready."""
-        stages = [stage for owned in self._owned.values() for stage in owned.stages]
+        stages = [stage for owned in self.owned.values() for stage in owned.stages]
         instances = [one for stage in stages if isinstance(stage, Stage) for one in stage.instances]
         if self.streams is None and all(instance.stream is None for instance in instances):
             return
@@ -193,7 +200,7 @@ class Nodes:
                     "backend leads back to it. As the whole backend of a node, Jump needs no instance"
                 )
 
-    def _call(self, route: Route, parts: list[Request]) -> list[Outcome]:
+    def call(self, route: Route, parts: list[Request]) -> list[Outcome]:
         """Send parts from inside a backend, and wait until all are at the end of ``route``."""
         if self.streams is None:
             return _call(route, parts)

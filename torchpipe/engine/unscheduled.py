@@ -27,15 +27,16 @@ class Unscheduled:
         self.name, self.backend = name, backend
         self._pool = pool
         self.max, self.min = backend.max, backend.min
+        self.where = f"node {name!r}, backend {backend.label}"
         self._awaited = [part for part in backend.tree() if isinstance(part, Awaited) and part.awaits]
         for part in self._awaited:
             part.over = {}  # shared by all threads that are in it
-        self._forward: Callable[[list[Request]], Any] = backend.forward
+        self.forward: Callable[[list[Request]], Any] = backend.forward
         gpu = gpu_of(backend)
         if gpu is not None:
             from ..streams import on_gpu  # not before: a pipe without a GPU needs no torch
 
-            self._forward = on_gpu(backend.forward, gpu)
+            self.forward = on_gpu(backend.forward, gpu)
 
     def run(self, request: Request, journey: Journey | None = None) -> None:
         """Run one request in the caller's thread."""
@@ -49,15 +50,18 @@ class Unscheduled:
                 "runs without a scheduler"
             )
         try:
-            returned = self._forward(batch.copy())  # a backend may take its list apart
+            returned = self.forward(batch.copy())  # a backend may take its list apart
             if returned is not None:
                 refuse_returned(returned, batch, self.backend.label)
         except BaseException as error:
-            note(error, f"in node {self.name!r}, backend {self.backend.label}")
+            note(error, f"in {self.where}")
             raise
         for request in batch:
             if "result" not in request:
                 unanswered_by(request, self.name, self.backend.label)
+
+    def settle(self) -> None:
+        """Nothing is under way here that anybody would have to wait for."""
 
     def submit(self, tickets: list[Ticket]) -> None:
         """Run each on a thread of the pool; its branch goes on when it is done."""

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -115,6 +116,33 @@ class Engine(Backend):
     @property
     def _name(self) -> str:
         return type(self).__name__
+
+
+def zeros(shapes: Sequence[Sequence[Any]], dtypes: Sequence[Any], name: str) -> Request:
+    """A request of zeros for a network whose inputs have these shapes, with 1 row where any number will do.
+
+    Lengths that are no number above 0 are open. ``dtypes`` are numpy's or torch's.
+
+    Raises:
+        ConfigError: a length other than that of the first axis is open, or a dtype is no tensor's.
+    """
+
+    def is_open(length: Any) -> bool:
+        return not isinstance(length, int) or length < 1
+
+    first = [shape[0] for shape in shapes if shape and not is_open(shape[0])]
+    rows = max(first, default=1)
+    inputs = []
+    for shape, dtype in zip(shapes, dtypes, strict=True):
+        if any(map(is_open, shape[1:])):
+            lengths = " x ".join("any" if is_open(length) else str(length) for length in shape)
+            raise ConfigError(f"{name} does not know the size of its input, which takes {lengths}")
+        try:
+            kind = dtype if isinstance(dtype, torch.dtype) else torch.from_numpy(np.empty(0, dtype)).dtype
+        except TypeError as error:
+            raise ConfigError(f"{name} cannot make up an input of type {dtype}") from error
+        inputs.append(torch.zeros((rows, *shape[1:]) if shape else (), dtype=kind))
+    return {"data": inputs[0] if len(inputs) == 1 else inputs}
 
 
 class Normalise:

@@ -21,7 +21,7 @@ from ..base import Backend
 from ..cuda import upload
 from ..opencv import describe
 from ..tensor import torch_device
-from .base import Engine, Normalise, existing_file
+from .base import Engine, Normalise, existing_file, zeros
 from .graphs import COARSE, FINE, Graphs, batch_sizes
 from .module import cast, load_export, private_copy
 from .post import Postprocessor, deliver, prepared_by, through
@@ -240,6 +240,13 @@ class CudaGraphTensor(Engine):
     def infer(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
         """Any number of rows, in pieces of the largest graph."""
         return self.graphs.run(inputs)
+
+    def sample(self) -> Request:
+        if self.inner is not None:  # which takes files and images
+            return self.inner.sample()
+        return zeros(
+            [(1, *shape) for shape in self.shapes], [torch.float32] * len(self.shapes), "CudaGraphTensor"
+        )
 
     def close(self) -> None:
         if self.inner is not None:

@@ -13,9 +13,10 @@ import torch
 from ...errors import ConfigError, RequestError, optional
 from ...parameters import Count, DeviceName, Numbers
 from ...registry import built_in
+from ...request import Request
 from ..cuda import upload
 from ..tensor import as_numpy, torch_device
-from .base import Engine, ForcedRange, Threads, force, model_source
+from .base import Engine, ForcedRange, Threads, force, model_source, zeros
 
 INPUT_DTYPES = {
     "tensor(float)": np.float32,
@@ -215,6 +216,9 @@ class OnnxTensor(Engine):
             return [torch.from_dlpack(value).clone() for value in binding.get_outputs()]
         self.session.run_with_iobinding(binding)
         return [torch.from_dlpack(value) for value in binding.get_outputs()]
+
+    def sample(self) -> Request:
+        return zeros(self.shapes, self.dtypes, "OnnxTensor")
 
     def close(self) -> None:
         if self.device.type == "cuda":

@@ -14,7 +14,7 @@ from ...request import Request
 from ..base import Backend
 from ..opencv import describe, mat
 from ..tensor import as_numpy
-from .base import Engine, Precision, Threads, existing_file
+from .base import Engine, Precision, Threads, existing_file, zeros
 
 HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 SUFFIXES = (".onnx", ".xml")
@@ -141,6 +141,9 @@ class OpenvinoTensor(Engine):
             self.network.check(index, tuple(tensor.shape), "OpenvinoTensor")
         return [torch.from_numpy(output) for output in self.network([as_numpy(tensor) for tensor in inputs])]
 
+    def sample(self) -> Request:
+        return zeros(self.network.shapes, self.network.dtypes, "OpenvinoTensor")
+
     def close(self) -> None:
         del self.network
 
@@ -199,6 +202,10 @@ class OpenvinoMat(Backend):
         self.network.check(0, rows.shape, f"OpenvinoMat, from {describe(image)}")
         outputs = [self._mat(output) for output in self.network([np.ascontiguousarray(rows)])]
         request["result"] = outputs[0] if len(outputs) == 1 else outputs
+
+    def sample(self) -> Request:
+        image = zeros(self.network.shapes, self.network.dtypes, "OpenvinoMat")["data"].numpy()[0]
+        return {"data": image if self.channels_last else np.ascontiguousarray(image.transpose(1, 2, 0))}
 
     def _mat(self, output: np.ndarray) -> np.ndarray:
         if output.ndim <= 2 or len(output) != 1:

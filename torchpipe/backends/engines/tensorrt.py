@@ -19,7 +19,7 @@ from ..cuda import upload
 from ..opencv import describe
 from ..tensor import torch_device
 from . import tensorrt_api as api
-from .base import ForcedRange, force
+from .base import ForcedRange, force, zeros
 from .graphs import Graphs, batch_sizes
 from .post import Postprocessor, deliver, on_gpu, prepared_by, through
 from .tensorrt_plan import Recipe, both_or_none, plan_of
@@ -281,6 +281,20 @@ class TensorrtTensor(Backend):
         if tensor.device != self.device:
             tensor = upload(tensor, self.device)
         return tensor.to(self.dtypes[name]).contiguous()
+
+    def sample(self) -> Request:
+        if self.inner is not None:  # which takes files and images
+            return self.inner.sample()
+        limits = [self.limits[name] for name in self.inputs]
+        shapes = [
+            (low[0], *(a if a == b else 0 for a, b in zip(low[1:], high[1:], strict=True)))
+            for low, high in limits
+        ]
+        sample = zeros(shapes, [self.dtypes[name] for name in self.inputs], "TensorrtTensor")
+        if self._order != sorted(self._order):
+            inputs = sample["data"]
+            sample["data"] = [inputs[self._order.index(i)] for i in range(len(inputs))]
+        return sample
 
     def close(self) -> None:
         if self.inner is not None:
