@@ -15,7 +15,7 @@ lint: setup  ## formatter, linter and types
 	scripts/lint
 fix: setup  ## the same, and mend what can be mended
 	scripts/lint --fix
-docs: setup  ## write docs/backends.md from the backends' declarations
+docs: setup  ## write docs/backends.md, api.md and errors.md from docstrings
 	$(python) scripts/reference.py
 bench: setup  ## every benchmark; rivals are installed into .venv-rivals
 	benchmarks/rivals.sh

@@ -12,19 +12,33 @@ LONGEST = 200
 
 
 class TorchpipeError(Exception):
-    """The base of every error that torchpipe itself raises; a backend's own exceptions keep their type."""
+    """The base of every error that torchpipe itself raises; a backend's own exceptions keep their type.
+
+    What to do: catch it where you want all of them.
+    """
 
 
 class ConfigError(TorchpipeError, ValueError, RuntimeError):
-    """A mistake in a configuration, raised when the pipe is built, never at the first request."""
+    """A mistake in a configuration, raised when the pipe is built, never at the first request.
+
+    What to do: the message names node, backend and key, and offers the nearest valid name. ``pipe.explain()``
+    and ``python -m torchpipe explain`` show what was understood.
+    """
 
 
 class RequestError(TorchpipeError, TypeError, RuntimeError):
-    """What was passed to the pipe is not a request (a dict) or a list of them."""
+    """What was passed is not a request (a dict), or its data is not what a backend takes.
+
+    What to do: compare the message with the backend's reference, ``python -m torchpipe backends NAME``. For a
+    service this is the client's mistake: answer with 400.
+    """
 
 
 class ConfigWarning(UserWarning):
-    """Something in a configuration that has no effect, or less than its author may think."""
+    """Something in a configuration that has no effect, or less than its author may think.
+
+    What to do: remove it, or mend what the message says.
+    """
 
 
 class RequestWarning(UserWarning):
@@ -32,55 +46,89 @@ class RequestWarning(UserWarning):
 
 
 class MissingKeyError(TorchpipeError, KeyError, IndexError, RuntimeError):
-    """A request lacks a key that is needed, or names a node that does not exist."""
+    """A request lacks a key that is needed, or names a node that does not exist.
+
+    What to do: add the key. At a join, name it in the ``map`` of the node.
+    """
 
     __str__ = Exception.__str__  # KeyError would show the message in quotes
 
 
 class PipeClosedError(TorchpipeError, RuntimeError):
-    """The pipe was closed, or belongs to the process that this one was forked from."""
+    """The pipe was closed, or belongs to the process that this one was forked from.
+
+    What to do: build a pipe in each process, after the fork. In a service that ends, answer with 503.
+    """
 
 
 class DeadlineError(TorchpipeError, TimeoutError):
-    """A request was not done in time; what still ran for it was dropped."""
+    """A request was not done in time; what still ran for it was dropped.
+
+    What to do: answer with 504. If it comes often, look at ``wait_ms`` and ``run_ms`` in ``pipe.stats()``:
+    give the slow node more instances, or let fewer requests in (``max_pending``).
+    """
 
 
 class OverloadedError(TorchpipeError, RuntimeError):
-    """There is no room for one more request.
+    """There is no room for one more request (``max_pending``, ``max_pending_bytes``, ``max_queue``).
 
     Attributes:
         retry_after: seconds until there should be room, at the present rate.
+
+    What to do: answer with 503 and the header ``Retry-After``.
     """
 
     retry_after: float = 0.0
 
 
 class StuckError(TorchpipeError, RuntimeError):
-    """An instance ran longer than ``stuck_after`` allows; the message shows what its thread was doing."""
+    """An instance ran longer than ``stuck_after`` allows; the message shows what its thread was doing.
+
+    What to do: mend what the stack shows, or raise ``stuck_after``. The instance has been replaced.
+    """
 
 
 class ReentryError(TorchpipeError, RuntimeError):
-    """A backend called the node that it is running in, while no other instance of it was free."""
+    """A backend called the node that it is running in, while no other instance of it was free.
+
+    What to do: call another node, or raise ``instance_num``.
+    """
 
 
 class WorkerError(TorchpipeError, RuntimeError):
-    """A worker process gave a result, or raised an exception, that does not pickle."""
+    """A worker process gave a result, or raised an exception, that does not pickle.
+
+    What to do: return arrays, tensors and plain Python values from a backend inside ``Process[...]``.
+    """
 
 
 class WorkerDiedError(WorkerError):
-    """The worker process that ran this request ended, or was killed because it took too long."""
+    """The worker process that ran this request ended, or was killed because it took too long.
+
+    What to do: the message says how it ended. After a signal look at memory, or at the C code inside; after a
+    time-out raise ``Process::timeout``. The worker has been replaced.
+    """
 
 
 class FilterError(TorchpipeError, RuntimeError):
-    """A filter answered ``Error`` for a request."""
+    """A filter answered ``Error`` for a request, or something that is no ``Status``.
+
+    What to do: look at the filter that the note names.
+    """
 
 
 class MergeError(TorchpipeError, ValueError, RuntimeError):
-    """The parts of a request cannot be put together again: one lacks a key that ``merge`` names."""
+    """The parts of a request cannot be put together again: one lacks a key that ``merge`` names.
+
+    What to do: find out why that part has no result, or set ``merge_errors = "keep"``.
+    """
 
 
 class NoResultError(TorchpipeError, RuntimeError):
-    """A model called through :func:`torchpipe.model` could not process its input."""
+    """A backend was to give a result and gave none, such as a model called through ``torchpipe.model``.
+
+    What to do: look at the input; the request's own keys say more if you call ``model.pipe``.
+    """
 
 
 def note(error: BaseException, text: str) -> None:

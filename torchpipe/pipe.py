@@ -189,7 +189,8 @@ class Pipe:
         """Build the instances of one node anew, with ``changes`` to its keys, and let them take over.
 
         The new ones are built beside the old. What waits goes over to them, what runs ends on the old ones,
-        which are released then: no request is lost, and none waits for longer than its turn.
+        which are released then: no request is lost, and none waits for longer than its turn. Where the old
+        ones were warmed up, the new ones are, too, before they take over.
 
         Raises:
             ConfigError: there is no such node, it has no instances of its own, or the changes are mistaken;

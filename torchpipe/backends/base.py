@@ -74,12 +74,14 @@ class Backend:
         return contextlib.nullcontext()
 
     def forward(self, batch: list[Request]) -> None:
+        """Write ``result`` into each request of ``batch``; by default by ``forward_one``, one by one."""
         for request in batch:
             returned: Any = self.forward_one(request)  # type: ignore[func-returns-value]
             if returned is not None:
                 refuse_returned(returned, [request], type(self).__name__)
 
     def forward_one(self, request: Request) -> None:
+        """Write ``result`` into ``request``."""
         raise TypeError(f"{type(self).__name__} must define forward(batch) or forward_one(request)")
 
     def sample(self) -> Request:
