@@ -28,7 +28,7 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import torchpipe
-from torchpipe.backends.image_size import image_size
+from torchpipe.backends.image_size import NAMES, image_size
 
 THREADS = 8
 MAX_PIXELS = 1_000_000
@@ -191,7 +191,7 @@ class Run:
         self.work = collections.deque(
             (d, *item) for item in corpus(count, seed) for d in range(len(DECODERS))
         )
-        limits = {"DecodeMat::max_pixels": MAX_PIXELS, "instance_num": 4}
+        limits = {"DecodeMat::max_pixels": MAX_PIXELS, "formats": list(NAMES), "instance_num": 4}
         self.pipes = [torchpipe.pipe({"backend": d, **limits, **_taken(d)}) for d in DECODERS]
         self.whole = [(name, data) for name, data in sources().items()]
         self.alone = {

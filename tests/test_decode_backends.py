@@ -18,13 +18,17 @@ from images import CAT, PHOTOS, encoded, noise, photo, refusal, run, same
 from PIL import Image
 
 from torchpipe import ConfigError, Pipe
-from torchpipe.backends.image_size import image_size
+from torchpipe.backends.image_size import NAMES, image_size
 
 SUFFIXES = (".jpg", ".png", ".webp", ".tiff", ".bmp", ".gif", ".avif", ".jp2", ".ppm", ".pam", ".ras", ".hdr")
 
 
+ALL = list(NAMES)
+"""All formats, those included that are decoded only if asked for."""
+
+
 def decoded(data: bytes, **parameters) -> dict:
-    return run({"backend": "DecodeMat", **parameters}, data=data)
+    return run({"backend": "DecodeMat", "formats": ALL, **parameters}, data=data)
 
 
 # What is made of a file
@@ -129,7 +133,7 @@ def test_the_limit_holds_for_every_format_to_the_pixel(suffix):
     data = encoded(image, suffix)
     assert decoded(data, max_pixels=2000)["result"].shape == (40, 50, 3)
     assert "50 x 40 pixels, more than max_pixels = 1999" in refusal(
-        {"backend": "DecodeMat", "max_pixels": 1999}, data=data
+        {"backend": "DecodeMat", "max_pixels": 1999, "formats": ALL}, data=data
     )
 
 

@@ -13,20 +13,21 @@ from ..registry import built_in
 from ..request import Request
 from .base import Backend
 from .files import Unreadable
-from .image_size import image_size
+from .image_size import SURE, Format, admitted
 from .libjpeg import Mode, read
-from .opencv import LARGEST, describe
+from .opencv import NoImageError, describe
 
 CHANNELS = {1: "gray", 3: "bgr", 4: "bgra"}
 
 
 @built_in()
 class DecodeMat(Backend):
-    """Decodes an image file in memory: JPEG, PNG, WebP, TIFF, BMP, GIF, AVIF and whatever else OpenCV reads.
+    """Decodes an image file in memory: JPEG, PNG, WebP, TIFF, BMP, GIF, and others by ``formats``.
 
-    Of an animation or a file of many pages, the first. Bytes that are no image give no ``result``, nor does
-    text (a path: see ``ReadFile``), OpenEXR, a PNG cut off, or a JPEG of more than 100 scans, which would
-    take minutes. ``reason`` says why.
+    Of an animation or a file of many pages, the first. A photograph may be followed by something else, such
+    as a film, and may lack its end marker. What is no such image gives no ``result``, and ``reason`` says
+    why: a file that is damaged or cut off within its pixels, text, another format, a JPEG of more than 100
+    scans, a PNG of more than 100,000 chunks or 16 MiB of text, a TIFF whose tags claim more than it has.
 
     Reads ``data``: bytes (or bytearray, memoryview, 1-d uint8 array). Writes ``result`` and ``color``, by
     ``mode``: bgr, rgb: uint8, HxWx3 in that order; gray: uint8, HxW; unchanged: as in the file: HxW, HxWx3
@@ -38,6 +39,9 @@ class DecodeMat(Backend):
         max_pixels: an image of more, by its header, is refused before it is decoded; OpenCV itself reads up
             to 2^30.
         max_bytes: a file of more is refused.
+        formats: those that are decoded: jpeg, png, webp, tiff, bmp, gif, pnm (PBM, PGM, PPM, PAM, PFM), ras;
+            and, if named, avif, jp2 (JPEG 2000), hdr. Of these three the header does not say how much memory
+            they take, so that ``max_pixels`` does not protect: name them for files that you trust.
 
     Raises:
         RequestError: ``data`` is empty or of another type, or the image is larger than ``max_pixels`` or
@@ -56,8 +60,9 @@ class DecodeMat(Backend):
         upright: bool = True,
         max_pixels: Annotated[int, Field(ge=1, le=2**30)] = 100_000_000,
         max_bytes: Count = 100_000_000,
+        formats: list[Format] = SURE,  # type: ignore[assignment]
     ) -> None:
-        self.mode, self.upright = mode, upright
+        self.mode, self.upright, self.formats = mode, upright, formats
         self.color = None if mode == "unchanged" else mode
         self.max_pixels, self.max_bytes = max_pixels, max_bytes
         self._unreadable = Unreadable("DecodeMat")
@@ -65,18 +70,16 @@ class DecodeMat(Backend):
     def forward_one(self, request: Request) -> None:
         data = _buffer(request["data"])
         self._check(data)
-        size = image_size(data)
-        if size is None or not 0 < min(size) <= max(size) <= LARGEST:  # OpenCV reads no such image
-            request["reason"] = self._unreadable.reason(request["data"])
-            return
-        if size[0] * size[1] > self.max_pixels:
-            raise RequestError(
-                f"DecodeMat: the image is {size[0]} x {size[1]} pixels, more than max_pixels = "
-                f"{self.max_pixels} allows; raise DecodeMat::max_pixels for larger ones"
-            )
-        image = read(data, self.mode, self.upright)
-        if image is None:
-            request["reason"] = self._unreadable.reason(request["data"], "OpenCV cannot decode this image")
+        try:
+            _, width, height = admitted(data, self.formats)
+            if width * height > self.max_pixels:
+                raise RequestError(
+                    f"DecodeMat: the image is {width} x {height} pixels, more than max_pixels = "
+                    f"{self.max_pixels} allows; raise DecodeMat::max_pixels for larger ones"
+                )
+            image = read(data, self.mode, self.upright)
+        except NoImageError as error:
+            request["reason"] = self._unreadable.reason(request["data"], str(error))
             return
         request["result"] = image
         request["color"] = self.color or CHANNELS.get(image.shape[2] if image.ndim == 3 else 1, "")

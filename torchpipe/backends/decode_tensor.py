@@ -19,17 +19,16 @@ from .convert import Color
 from .cuda import upload
 from .files import Unreadable
 from .fused import Source
+from .image_size import SURE, Format, admitted
 from .jpeg import Header, header
 from .libjpeg import read
 from .nvjpeg import NvJpeg, NvJpegError
-from .opencv import describe
+from .opencv import NoImageError, describe
 from .tensor import torch_device
 
 LARGEST = 5000 * 5000
 """Pixels of the largest image that is decoded."""
 
-NO_PICTURE = f"these bytes are no image that can be read, or one of more than {LARGEST} pixels"
-"""Why there is no ``result``."""
 
 FLIPPED = {2: (2,), 3: (1, 2), 4: (1,), 6: (2,), 7: (1, 2), 8: (1,)}
 """Axes of CxHxW that EXIF's orientations flip; those from 5 on exchange rows and columns before."""
@@ -50,8 +49,8 @@ class DecodeTensor(Backend):
 
     Reads ``data``: the bytes of a file (or bytearray, memoryview, 1-d uint8 array). Writes ``result``: uint8,
     1x3xHxW (nchw) or HxWx3 (hwc), upright by its EXIF orientation; ``color``; ``data_format``. What is no
-    image, or one of more than 5000 x 5000 pixels, gives no ``result``. The values of nvJPEG and OpenCV
-    differ by rounding, 0.2 on average.
+    image, or one of more than 5000 x 5000 pixels, gives no ``result``, and ``reason`` says why, see
+    DecodeMat. The values of nvJPEG and OpenCV differ by rounding, 0.2 on average.
 
     Args:
         color: order of the channels.
@@ -61,6 +60,7 @@ class DecodeTensor(Backend):
             batch, one for each of ``threads``, while the GPU decodes the others.
         threads: threads of this instance that decode with OpenCV.
         max: the most files that are decoded at once.
+        formats: those that are decoded, see DecodeMat.
 
     Raises:
         ConfigError: there is no such device, or nvJPEG is not installed.
@@ -80,17 +80,18 @@ class DecodeTensor(Backend):
         decode: Decode = "gpu",
         threads: Threads = 4,
         max: Count = UNLIMITED,
+        formats: list[Format] = SURE,  # type: ignore[assignment]
     ) -> None:
         self.color, self.data_format, self.max = color, data_format, max
         self.device = torch_device(device)
-        self.decoder = Decoder(self.device, decode, threads)
+        self.decoder = Decoder(self.device, decode, threads, formats)
         self._unreadable = Unreadable("DecodeTensor")
 
     def forward(self, batch: list[Request]) -> None:
         pictures = self.decoder.decode([file_of(request["data"], "DecodeTensor") for request in batch])
         for request, picture in zip(batch, pictures, strict=True):
-            if picture is None:
-                request["reason"] = self._unreadable.reason(request["data"], NO_PICTURE)
+            if isinstance(picture, NoImageError):
+                request["reason"] = self._unreadable.reason(request["data"], str(picture))
                 continue
             image = picture.tensor()
             if self.color == "bgr":
@@ -139,24 +140,27 @@ class Picture(NamedTuple):
 class Decoder:
     """Files to pictures on one device: nvJPEG for what it reads, OpenCV in a few threads for the rest."""
 
-    def __init__(self, device: torch.device, decode: Decode, threads: int) -> None:
-        self.device = device
+    def __init__(
+        self, device: torch.device, decode: Decode, threads: int, formats: Sequence[Format] = SURE
+    ) -> None:
+        self.device, self.formats = device, formats
         gpu = device.type == "cuda" and decode != "cpu"
         self.nvjpeg = NvJpeg(device) if gpu else None
         self.shared = threads if decode == "auto" else 0
         self.helpers = ThreadPoolExecutor(threads, "torchpipe-decode") if device.type == "cuda" else None
 
-    def decode(self, files: list[bytes], scratch: bool = False) -> list[Picture | None]:
-        """One for each file, or None for what is no image; ``scratch`` as for ``NvJpeg.decode``."""
+    def decode(self, files: list[bytes], scratch: bool = False) -> list[Picture | NoImageError]:
+        """One for each file, or why it is no image; ``scratch`` as for ``NvJpeg.decode``."""
         headers = [header(data) for data in files]
         chosen = []
         if self.nvjpeg is not None:
-            chosen = [i for i, head in enumerate(headers) if head is not None and _for_gpu(head)]
+            asked = "jpeg" in self.formats
+            chosen = [i for i, head in enumerate(headers) if asked and head is not None and _for_gpu(head)]
             if self.shared and len(chosen) > FEW:
                 chosen = chosen[min(self.shared, len(chosen) // 4) :]
         others = sorted({*range(len(files))}.difference(chosen)) if len(chosen) < len(files) else []
         waiting = [self._start_on_cpu(files[i]) for i in others]
-        pictures: list[Picture | None] = [None] * len(files)
+        pictures: list[Picture | NoImageError | None] = [None] * len(files)
         if chosen:
             own = len(chosen) == len(files)
             found = self._on_gpu(
@@ -165,19 +169,22 @@ class Decoder:
                 scratch,
             )
             if own and None not in found:
-                return found
+                return found  # type: ignore[return-value]
             for i, picture in zip(chosen, found, strict=True):
                 pictures[i] = picture
             retry = [i for i in chosen if pictures[i] is None]
             waiting += [self._start_on_cpu(files[i]) for i in retry]
             others += retry
         for i, wait in zip(others, waiting, strict=True):
-            image = wait()
-            if image is not None:
-                memory = upload(torch.from_numpy(image).view(-1), self.device)
-                height, width = image.shape[:2]
-                pictures[i] = Picture(memory, memory.data_ptr(), 1, 3 * width, 3, height, width)
-        return pictures
+            try:
+                image = wait()
+            except NoImageError as error:
+                pictures[i] = error.with_traceback(None)
+                continue
+            memory = upload(torch.from_numpy(image).view(-1), self.device)
+            height, width = image.shape[:2]
+            pictures[i] = Picture(memory, memory.data_ptr(), 1, 3 * width, 3, height, width)
+        return pictures  # type: ignore[return-value]
 
     def _on_gpu(
         self, files: list[bytes], headers: Sequence[Header], scratch: bool = False
@@ -196,11 +203,11 @@ class Decoder:
             for place, (height, width, _, _, orientation) in zip(places, headers, strict=True)
         ]
 
-    def _start_on_cpu(self, data: bytes) -> Callable[[], np.ndarray | None]:
-        """A function that waits for the image, HxWx3 in RGB, or None."""
+    def _start_on_cpu(self, data: bytes) -> Callable[[], np.ndarray]:
+        """A function that waits for the image, HxWx3 in RGB, or raises NoImageError."""
         if self.helpers is None:
-            return lambda: _on_cpu(data)
-        return self.helpers.submit(_on_cpu, data).result
+            return lambda: _on_cpu(data, self.formats)
+        return self.helpers.submit(_on_cpu, data, self.formats).result
 
     def close(self) -> None:
         if self.helpers is not None:
@@ -239,11 +246,10 @@ def _for_gpu(head: Header) -> bool:
     return (components == 3 or components == 1) and not progressive and height * width <= LARGEST
 
 
-def _on_cpu(data: bytes) -> np.ndarray | None:
-    head = header(data)
-    if head is not None and head.height * head.width > LARGEST:
-        return None
-    image = read(data, "rgb", True)
-    if image is None or image.shape[0] * image.shape[1] > LARGEST:
-        return None
-    return image
+def _on_cpu(data: bytes, formats: Sequence[Format]) -> np.ndarray:
+    _, width, height = admitted(data, formats)
+    if width * height > LARGEST:
+        raise NoImageError(
+            f"the image is {width} x {height} pixels, more than {LARGEST}, which is 5000 x 5000"
+        )
+    return read(data, "rgb", True)

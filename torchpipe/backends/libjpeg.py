@@ -5,12 +5,14 @@ OpenCV's wheels hold libjpeg-turbo, too, and give the very same pixels, yet they
 
 from __future__ import annotations
 
+import struct
 from typing import Any, Literal
 
 import cv2
 import numpy as np
 
-from .jpeg import header
+from .jpeg import ended, header
+from .opencv import NoImageError
 
 try:
     import simplejpeg
@@ -26,17 +28,32 @@ MODES: dict[Mode, int] = {
 }
 
 
-def read(data: Any, mode: Mode, upright: bool) -> np.ndarray | None:
-    """The image in a file: HxWxC or HxW; None for what is no image to OpenCV.
+def read(data: Any, mode: Mode, upright: bool) -> np.ndarray:
+    """The image in a file: HxWxC or HxW. Ask ``image_size.admitted`` first what it will take.
 
     Args:
         data: a file's bytes, or a view of them.
         mode: bgr, rgb, gray, or unchanged, which is what the file has.
         upright: whether it is turned by its orientation; "unchanged" never is.
+
+    Raises:
+        NoImageError: it is none to OpenCV. A JPEG file that lacks but its end marker is read all the same.
     """
     image = decoded(data, mode, upright)
-    if image is not None:
-        return image
+    if image is None:
+        image = by_opencv(data, mode, upright)
+    if image is None and bytes(data[:2]) == b"\xff\xd8":
+        whole = _mended(data)
+        image = decoded(whole, mode, upright)
+        if image is None:
+            image = by_opencv(whole, mode, upright)
+    if image is None:
+        raise NoImageError("the file is damaged: OpenCV cannot decode it")
+    return image
+
+
+def by_opencv(data: Any, mode: Mode, upright: bool) -> np.ndarray | None:
+    """What OpenCV makes of a file; None if it is no image to it."""
     flags = MODES[mode]
     if not upright and mode != "unchanged":
         flags |= cv2.IMREAD_IGNORE_ORIENTATION
@@ -44,6 +61,28 @@ def read(data: Any, mode: Mode, upright: bool) -> np.ndarray | None:
         return cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     except cv2.error:
         return None
+
+
+def _mended(data: Any) -> bytes:
+    """A JPEG file with its end marker, if it has all of its pixels.
+
+    Raises:
+        NoImageError: it has not, or it cannot be told without simplejpeg. Others fill up with gray there.
+    """
+    try:
+        whole = ended(data)
+    except (NoImageError, struct.error, IndexError):
+        raise NoImageError("the JPEG file is damaged: OpenCV cannot decode it") from None
+    if simplejpeg is None:
+        raise NoImageError("the JPEG file is damaged, or lacks its end: OpenCV cannot decode it")
+    head = header(whole)
+    try:
+        simplejpeg.decode_jpeg(whole, colorspace="CMYK" if head and head.components == 4 else "GRAY")
+    except ValueError as error:
+        # A progressive file that something follows: its last scan says itself where it ends.
+        if not (head and head.progressive and "extraneous bytes before marker 0xd9" in str(error)):
+            raise NoImageError(f"the JPEG file is damaged, or cut off within its pixels: {error}") from None
+    return whole
 
 
 def decoded(data: Any, mode: Mode, upright: bool) -> np.ndarray | None:

@@ -17,6 +17,10 @@ LARGEST = 1_048_576
 """The largest width or height of an image in pixels."""
 
 
+class NoImageError(ValueError):
+    """Bytes are no image that is decoded; the message says why, in words for the request's ``reason``."""
+
+
 def mat(request: Request, name: str) -> np.ndarray:
     """The image under ``data``, or a RequestError that says what was found instead."""
     return checked(request["data"], name)

@@ -18,8 +18,11 @@ from ..request import Request
 from .base import UNLIMITED, Backend
 from .convert import Color
 from .cuda import upload
-from .decode_tensor import NO_PICTURE, Decode, Decoder, Picture, Threads, file_of
+from .decode_tensor import Decode, Decoder, Picture, Threads, file_of
 from .fused import Box, Fit, Plan, Table, fused_resize, launch, planes, rows_of, run
+from .image_size import SURE, Format
+from .inverse import Inverse
+from .opencv import NoImageError
 from .tensor import torch_device
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "uint8": torch.uint8}
@@ -33,7 +36,7 @@ class PreprocessTensor(Backend):
     decoded first as by DecodeTensor, which is faster in here than in front: nothing is done for each image.
 
     Reads ``data``: an image, uint8 (or float16, float32), tensor 1x3xHxW, 3xHxW or HxWx3, or numpy HxWx3, or
-    the bytes of a file, where what is no image gives no ``result``;
+    the bytes of a file, where what is no image gives no ``result``, and ``reason`` says why;
     ``color``: its channel order, taken as rgb if there is none; ``_box``, if there: one box [x1, y1, x2, y2]
     in pixels, or a list of k of them. Writes ``result``: tensor 1x3xhxw, or kx3xhxw, on ``device``;
     ``color``; for ``pad`` and ``centre_pad`` ``inverse_trans``: (x, y) in the result to (x, y) in the image.
@@ -57,6 +60,7 @@ class PreprocessTensor(Backend):
         decode: of files, as for DecodeTensor: gpu, cpu or auto.
         threads: threads of this instance that decode with OpenCV.
         max: the most images that one launch takes.
+        formats: of files, those that are decoded, see DecodeMat.
 
     Raises:
         ConfigError: no such device, mean or std of another length.
@@ -87,6 +91,7 @@ class PreprocessTensor(Backend):
         decode: Decode = "gpu",
         threads: Threads = 4,
         max: Count = UNLIMITED,
+        formats: list[Format] = SURE,  # type: ignore[assignment]
     ) -> None:
         if align_corners and antialias:
             raise ConfigError("align_corners and antialias do not go together: set one of them to False")
@@ -110,7 +115,7 @@ class PreprocessTensor(Backend):
             summand=tuple(-m / s for m, s in zip(shift, spread, strict=True)),
             around=_three("pad_value", pad_value, 0.0),
         )
-        self.decoder = Decoder(self.device, decode, threads)
+        self.decoder = Decoder(self.device, decode, threads, formats)
         self.table: Table | None = None
         self.filling: Table | None = None  # of an engine's buffer
         self._pictures: list[Picture] = []
@@ -181,24 +186,18 @@ class PreprocessTensor(Backend):
         pictures = self.decoder.decode(
             [file_of(request["data"], "PreprocessTensor") for request in batch], True
         )
-        kept = [
-            (request, picture)
-            for request, picture in zip(batch, pictures, strict=True)
-            if picture is not None
-        ]
+        kept = _images(batch, pictures)
         self._pictures = [picture for _, picture in kept]  # they are read after this
         self.filling.write(rows_of([picture.upright() for picture in self._pictures], self.plan))
-        _say_why(batch, pictures)
         return [request for request, _ in kept]
 
     def _files(self, batch: list[Request]) -> None:
         """Decode and preprocess, with no call for each image: see ``NvJpeg.decode``."""
         decoded = self.decoder.decode([file_of(request["data"], "PreprocessTensor") for request in batch])
-        _say_why(batch, decoded)
-        batch = [request for request, picture in zip(batch, decoded, strict=True) if picture is not None]
-        pictures = [picture for picture in decoded if picture is not None]
-        if not batch:
+        kept = _images(batch, decoded)
+        if not kept:
             return
+        batch, pictures = [request for request, _ in kept], [picture for _, picture in kept]
         if self.device.type != "cuda":
             self._run(batch, [picture.tensor() for picture in pictures], self.color != "rgb")
             return
@@ -235,27 +234,22 @@ class PreprocessTensor(Backend):
             request["result"] = result
             request["color"] = self.color
             if padded and "_box" not in request:
-                request["inverse_trans"] = Inverse(self.plan.places(size[0], size[1]))
+                _, _, h, w, y, x, dh, dw = self.plan.places(size[0], size[1])
+                request["inverse_trans"] = Inverse.of_resize((w, h), (dw, dh), x, y)
 
     def close(self) -> None:
         self.decoder.close()
 
 
-class Inverse:
-    """From a point (x, y) of the result back to the image."""
-
-    def __init__(self, places: tuple[int, ...]) -> None:
-        _, _, h, w, self._y, self._x, dh, dw = places
-        self._scale_y, self._scale_x = h / dh, w / dw
-
-    def __call__(self, x: float, y: float) -> tuple[float, float]:
-        return (x - self._x) * self._scale_x, (y - self._y) * self._scale_y
-
-
-def _say_why(batch: list[Request], pictures: Sequence[Picture | None]) -> None:
+def _images(batch: list[Request], pictures: list[Picture | NoImageError]) -> list[tuple[Request, Picture]]:
+    """The requests with an image; the others say why they have none."""
+    kept = []
     for request, picture in zip(batch, pictures, strict=True):
-        if picture is None:
-            request["reason"] = Reason(NO_PICTURE)
+        if isinstance(picture, NoImageError):
+            request["reason"] = Reason(str(picture))
+        else:
+            kept.append((request, picture))
+    return kept
 
 
 def on_device(images: list[Any], device: torch.device) -> list[torch.Tensor]:
