@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import typing
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,6 +39,19 @@ DeviceName = Annotated[str, "per instance"]
 
 PerInstance = Annotated[str, "per instance"]
 """Any value of which the instances of a node take one part each in turn, where it has semicolons."""
+
+
+def _path(value: Any) -> Any:
+    return os.fsdecode(value) if isinstance(value, os.PathLike) else value
+
+
+FilePath = Annotated[str, "path", pydantic.BeforeValidator(_path), pydantic.WithJsonSchema({"type": "path"})]
+"""The path of a file or a folder, which any ``os.PathLike`` may be, too; the backend receives text.
+
+In a TOML file it is relative to the folder of that file."""
+
+FileOrText = Annotated[str, "path or text", pydantic.BeforeValidator(_path)]
+"""The path of a file, or a text of another meaning: it counts as a path where such a file exists."""
 
 Count = Annotated[int, pydantic.Field(ge=1)]
 Number = typing.Union[int, float]
@@ -83,6 +97,12 @@ class Parameter:
             return True
         return not {str, Any, object} & set(_options(self.annotation))
 
+    @functools.cached_property
+    def path(self) -> str:
+        """"path" or "path or text" for a parameter of such a type, or one that has it among others; or ""."""
+        marks = _marks(self.annotation)
+        return next((kind for kind in ("path", "path or text") if kind in marks), "")
+
     @property
     def is_list(self) -> bool:
         return any(
@@ -111,11 +131,13 @@ class Parameter:
 
     def coerce(self, value: Any, where: str) -> Any:
         """``value`` as this parameter's type: ``"224"`` becomes 224 for an int, ``"1,2"`` [1, 2] for a list,
-        and a single number a list of one.
+        a single number a list of one, and a ``pathlib.Path`` text.
 
         Raises:
             ConfigError: naming ``where``, the parameter, the value, and what is accepted.
         """
+        if isinstance(value, os.PathLike) and not self._takes(value):
+            value = os.fsdecode(value)
         parts = value
         if isinstance(value, str) and self.is_list:
             parts = [part.strip() for part in value.split(",")] if value.strip() else []
@@ -202,6 +224,12 @@ def _options(annotation: Any) -> list[Any]:
     if typing.get_origin(annotation) is Literal:
         return [annotation]
     return [annotation, *(part for inner in typing.get_args(annotation) for part in _options(inner))]
+
+
+def _marks(annotation: Any) -> set[str]:
+    """The words in the metadata of a type and of what it is made of."""
+    own = {text for text in getattr(annotation, "__metadata__", ()) if isinstance(text, str)}
+    return own.union(*(_marks(part) for part in typing.get_args(annotation)))
 
 
 def _type_name(annotation: Any) -> str:
