@@ -277,3 +277,60 @@ def test_a_file_of_labels_that_is_not_there_is_refused_when_the_pipe_is_built(co
     (tmp_path / "names.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="labels = "):
         Pipe({**config, "labels": str(tmp_path / "names.txt")})
+
+
+# Files of labels
+
+
+TWO = torch.tensor([[1.0, 9.0]])
+
+
+def second_label(path, content: bytes) -> str:
+    path.write_bytes(content)
+    return run({"backend": "SoftmaxArgMaxTensor", "labels": path}, data=TWO)["label"]
+
+
+@pytest.mark.parametrize(
+    ("content", "label"),
+    [
+        (b"cat\ndog\n", "dog"),
+        (b"cat\ndog", "dog"),
+        (b"cat\ndog\n\n", "dog"),
+        (b"cat\ndog\n \t\n\n", "dog"),
+        (b"cat\r\ndog\r\n\r\n", "dog"),
+        (b"cat\rdog\r", "dog"),
+        (b"\xef\xbb\xbfcat\ndog\n", "dog"),
+        (b"cat \n dog\t\n", "dog"),
+        (b"\n dog\n", "dog"),  # a class without a name
+        ("cat\nh\u00fcndchen\n".encode(), "h\u00fcndchen"),
+        ("\ufeffcat\r\nh\u00fcndchen\r\n".encode("utf-16-le"), "h\u00fcndchen"),
+        ("\ufeffcat\nh\u00fcndchen\n".encode("utf-16-be"), "h\u00fcndchen"),
+        ("cat\nbig\u2028dog\n".encode(), "big\u2028dog"),
+        (b"cat\nbig\x0cdog\n", "big\x0cdog"),
+        ("cat\na\x0bb\x1cc\x1dd\x1ee\x85f\u2029g\n".encode(), "a\x0bb\x1cc\x1dd\x1ee\x85f\u2029g"),
+        (b"cat,felis\ndog,canis\n", "dog,canis"),
+    ],
+)
+def test_a_file_of_labels_is_read_as_people_mean_it(tmp_path, content, label):
+    assert second_label(tmp_path / "labels.txt", content) == label
+    assert second_label(tmp_path / "labels", content) == label  # without a suffix, but there
+    assert second_label(tmp_path / "of, two.txt", content) == label  # a Path is no list
+
+
+def test_the_first_label_has_no_byte_order_mark(tmp_path):
+    for content in (b"\xef\xbb\xbfcat\ndog\n", "\ufeffcat\ndog\n".encode("utf-16-le")):
+        (tmp_path / "labels.txt").write_bytes(content)
+        config = {"backend": "SoftmaxArgMaxTensor", "labels": str(tmp_path / "labels.txt")}
+        assert run(config, data=-TWO)["label"] == "cat"
+
+
+@pytest.mark.parametrize("backend", ["SoftmaxArgMaxTensor", "TopkTensor", "NMSBoxes", "YoloV8Boxes"])
+@pytest.mark.parametrize("content", [b"", b"\xef\xbb\xbf", b"\n\n", b"caf\xe9\n", b"\xff\xfec"])
+def test_a_file_without_labels_or_in_another_encoding_is_refused_when_the_pipe_is_built(
+    tmp_path, backend, content
+):
+    (tmp_path / "labels.txt").write_bytes(content)
+    with pytest.raises(ConfigError, match=r"labels\.txt'.*(no name|no text in UTF-8)"):
+        Pipe({"backend": backend, "labels": tmp_path / "labels.txt"})
+    with pytest.raises(ConfigError, match=r"missing\.txt"):
+        Pipe({"backend": backend, "labels": [tmp_path / "missing.txt"]})

@@ -175,10 +175,18 @@ def parse_toml(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
         ConfigError: naming the file, for one that is missing, is no TOML, or holds dates or tables as values.
     """
     try:
-        with Path(path).open("rb") as file:
-            tree = tomllib.load(file)
+        data = Path(path).read_bytes()
+        text = data.decode("utf-8-sig")  # editors of Windows put a byte order mark in front
+        if "\0" in text:
+            raise UnicodeError("NUL characters")
+        tree = tomllib.loads(text)
     except OSError as error:
         raise ConfigError(f"cannot read {shown(os.fspath(path))}: {error.strerror}") from None
+    except UnicodeError as error:
+        raise ConfigError(
+            f"{os.fspath(path)!r} is no valid TOML: no text in UTF-8 ({error}); "
+            "if it is UTF-16, save it as UTF-8"
+        ) from None
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{os.fspath(path)!r} is no valid TOML: {error or type(error).__name__}") from None
     nodes: dict[str, dict[str, Any]] = {"global": {}}

@@ -107,7 +107,7 @@ def find_key(file: str | os.PathLike | None = None, environment: Mapping[str, st
             return Key(file, f"the key in {variable}")
         source = f"the key in {file!r}, which {variable} names,"
     try:
-        return Key(Path(file).read_text(encoding="utf-8"), source)
+        return Key(Path(file).read_text(encoding="utf-8-sig"), source)
     except OSError as error:
         raise ConfigError(f"{source} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:

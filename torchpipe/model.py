@@ -121,7 +121,7 @@ def model(
         if key in parameters:
             raise ConfigError(f"{key} = {shown(parameters[key])}: it follows from the network given")
     if isinstance(path_or_module, (str, os.PathLike)):
-        target: Any = os.fspath(path_or_module)
+        target: Any = os.fsdecode(path_or_module)
         suffix = Path(target.removesuffix(SUFFIX)).suffix
         if suffix not in ENGINES:
             raise ConfigError(f"no engine for {target!r}: its name must end in one of {', '.join(ENGINES)}")

@@ -99,7 +99,7 @@ class Parameter:
 
     @functools.cached_property
     def path(self) -> str:
-        """"path" or "path or text" for a parameter of such a type, or one that has it among others; or ""."""
+        """The kind of path, "path" or "path or text", that it is or may be; "" if it is none."""
         marks = _marks(self.annotation)
         return next((kind for kind in ("path", "path or text") if kind in marks), "")
 
@@ -136,10 +136,10 @@ class Parameter:
         Raises:
             ConfigError: naming ``where``, the parameter, the value, and what is accepted.
         """
-        if isinstance(value, os.PathLike) and not self._takes(value):
-            value = os.fsdecode(value)
         parts = value
-        if isinstance(value, str) and self.is_list:
+        if isinstance(value, os.PathLike) and not self._takes(value):
+            parts = [os.fsdecode(value)] if self.is_list else os.fsdecode(value)
+        elif isinstance(value, str) and self.is_list:
             parts = [part.strip() for part in value.split(",")] if value.strip() else []
         elif type(value) in (int, float) and self.is_list and not self._takes(value):
             parts = [value]

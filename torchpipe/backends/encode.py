@@ -13,6 +13,7 @@ import numpy as np
 from pydantic import Field
 
 from ..errors import ConfigError, RequestError
+from ..parameters import FilePath
 from ..registry import built_in
 from ..request import Request
 from .base import Backend
@@ -81,10 +82,10 @@ class EncodeMat(Backend):
 class _Saving(Backend):
     """Writes images into a folder, for debugging."""
 
-    def __init__(self, save_dir: Path) -> None:
-        if not save_dir.is_dir():
-            raise ConfigError(f"save_dir = {str(save_dir)!r} is no folder")
-        self.folder = save_dir
+    def __init__(self, save_dir: FilePath) -> None:
+        self.folder = Path(save_dir)
+        if not self.folder.is_dir():
+            raise ConfigError(f"save_dir = {save_dir!r} is no folder")
 
     def save(self, image: Any, color: Any) -> None:
         name = type(self).__name__
@@ -117,7 +118,7 @@ class SaveMat(_Saving):
         1
     """
 
-    def __init__(self, save_dir: Path) -> None:
+    def __init__(self, save_dir: FilePath) -> None:
         super().__init__(save_dir)
 
     def forward_one(self, request: Request) -> None:
@@ -146,7 +147,7 @@ class SaveMats(_Saving):
         3
     """
 
-    def __init__(self, save_dir: Path) -> None:
+    def __init__(self, save_dir: FilePath) -> None:
         super().__init__(save_dir)
 
     def forward_one(self, request: Request) -> None:

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from ..errors import ConfigError
+from ..parameters import FilePath
 from ..registry import built_in
 from ..request import Request
 from .base import UNLIMITED, Backend
@@ -205,7 +206,7 @@ class Logger(Backend):
 
     def __init__(
         self,
-        path: str = "",
+        path: FilePath = "",
         maxBytes: FileSize = 10 * 2**20,  # noqa: N803
         backupCount: Backups = 3,  # noqa: N803
         flush_every: Seconds = 5.0,
@@ -271,7 +272,7 @@ class FileLogger(Logger):
 
     def __init__(
         self,
-        path: str,
+        path: FilePath,
         maxBytes: FileSize = 10 * 2**20,  # noqa: N803
         backupCount: Backups = 3,  # noqa: N803
         flush_every: Seconds = 5.0,

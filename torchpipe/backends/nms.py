@@ -10,7 +10,7 @@ import torch
 from pydantic import Field
 
 from ..errors import MissingKeyError, RequestError, shown
-from ..parameters import Count
+from ..parameters import Count, FileOrText
 from ..registry import built_in
 from ..request import Request
 from .base import UNLIMITED, Backend
@@ -101,7 +101,7 @@ class NMSBoxes(Boxes):
         nms_threshold: Part = 0.45,
         max_boxes: Count = 300,
         agnostic: bool = False,
-        labels: list[str] = (),  # type: ignore[assignment]
+        labels: list[FileOrText] = (),  # type: ignore[assignment]
     ) -> None:
         super().__init__(Suppression(score_threshold, nms_threshold, max_boxes, agnostic), labels)
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from pathlib import Path
 
 import torch
 
 from ..errors import ConfigError, RequestError
-from ..parameters import Count
+from ..parameters import Count, FileOrText
 from ..registry import built_in
 from ..request import Request
 from .base import UNLIMITED, Backend
@@ -38,15 +40,29 @@ def most_probable(scores: torch.Tensor, k: int) -> tuple[list[list[float]], list
 def labels_of(labels: list[str]) -> list[str]:
     """The names of the classes: ``labels`` itself, or the lines of the file if it is the name of one.
 
+    One text is a file's name if it has a suffix or if there is such a file. Lines end as on any system (LF,
+    CR LF or CR) and nowhere else; blanks around a name and empty lines at the end do not count, an empty line
+    between others is a class without a name. A byte order mark says that it is UTF-8 or UTF-16; without one
+    it is UTF-8.
+
     Raises:
-        ConfigError: there is no such file, or it is not text.
+        ConfigError: there is no such file, or it holds no names, or no text.
     """
-    if len(labels) != 1 or not Path(labels[0]).suffix:
+    if len(labels) != 1 or not (Path(labels[0]).suffix or Path(labels[0]).is_file()):
         return list(labels)
     try:
-        return Path(labels[0]).read_text().splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        data = Path(labels[0]).read_bytes()
+        text = data.decode("utf-16" if data.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"labels = {labels[0]!r}: the file is no text in UTF-8: {error}") from None
+    except (OSError, ValueError) as error:  # a path with a NUL
         raise ConfigError(f"labels = {labels[0]!r}: {error}") from error
+    names = [line.strip(" \t") for line in re.split("\r\n|\r|\n", text)]
+    while names and not names[-1]:
+        names.pop()
+    if not names:
+        raise ConfigError(f"labels = {labels[0]!r}: there is no name in that file")
+    return names
 
 
 def check_labels(labels: list[str], classes: int, name: str) -> None:
@@ -79,7 +95,7 @@ class SoftmaxArgMaxTensor(Backend):
     max = UNLIMITED
     shared = True
 
-    def __init__(self, labels: list[str] = ()) -> None:  # type: ignore[assignment]
+    def __init__(self, labels: list[FileOrText] = ()) -> None:  # type: ignore[assignment]
         self.labels = labels_of(labels)
 
     def forward(self, batch: list[Request]) -> None:
@@ -143,7 +159,7 @@ class TopkTensor(Backend):
     max = UNLIMITED
     shared = True
 
-    def __init__(self, k: Count = 5, labels: list[str] = ()) -> None:  # type: ignore[assignment]
+    def __init__(self, k: Count = 5, labels: list[FileOrText] = ()) -> None:  # type: ignore[assignment]
         self.k, self.labels = k, labels_of(labels)
 
     def forward(self, batch: list[Request]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError
+from ..parameters import FilePath
 from ..registry import built_in
 from ..request import Request
 from .base import UNLIMITED, Backend
@@ -71,7 +72,7 @@ class SaveTensor(Backend):
 
     shared = True
 
-    def __init__(self, save_dir: str) -> None:
+    def __init__(self, save_dir: FilePath) -> None:
         self.folder = Path(save_dir)
         if not self.folder.is_dir():
             raise ConfigError(f"save_dir = {save_dir!r}: no such folder")
@@ -112,7 +113,7 @@ class LoadTensor(Backend):
     max = UNLIMITED
     shared = True
 
-    def __init__(self, tensor_name: str, device: str = "cpu") -> None:
+    def __init__(self, tensor_name: FilePath, device: str = "cpu") -> None:
         self.tensor = load_tensor(tensor_name, "tensor_name", torch_device(device))
 
     def forward(self, batch: list[Request]) -> None:
@@ -144,7 +145,7 @@ class LoadTensors(Backend):
     max = UNLIMITED
     shared = True
 
-    def __init__(self, tensor_name: str, device: str = "cpu") -> None:
+    def __init__(self, tensor_name: FilePath, device: str = "cpu") -> None:
         self.tensors = load_tensors(tensor_name, "tensor_name", torch_device(device))
 
     def forward(self, batch: list[Request]) -> None:
@@ -178,7 +179,7 @@ class LoadReplaceFirstTensor(Backend):
     max = UNLIMITED
     shared = True
 
-    def __init__(self, tensor_name: str, device: str = "cpu") -> None:
+    def __init__(self, tensor_name: FilePath, device: str = "cpu") -> None:
         self.tensor = load_tensor(tensor_name, "tensor_name", torch_device(device))
 
     def forward(self, batch: list[Request]) -> None:

@@ -7,6 +7,7 @@ from itertools import chain, zip_longest
 import torch
 
 from ..errors import ConfigError, MissingKeyError, RequestError
+from ..parameters import FilePath
 from ..registry import built_in
 from ..request import Request
 from .base import UNLIMITED, Backend
@@ -45,7 +46,7 @@ class IndexSelectTensor(Backend):
     max = UNLIMITED
     shared = True
 
-    def __init__(self, file: str, device: str = "auto") -> None:
+    def __init__(self, file: FilePath, device: str = "auto") -> None:
         self._load(file, "file", device)
 
     def _load(self, path: str, parameter: str, device: str) -> None:
@@ -97,7 +98,7 @@ class EmbedTokensTensor(IndexSelectTensor):
         torch.Size([1, 3, 8])
     """
 
-    def __init__(self, embed_tokens: str, map_location: str = "auto") -> None:
+    def __init__(self, embed_tokens: FilePath, map_location: str = "auto") -> None:
         self._load(embed_tokens, "embed_tokens", map_location)
 
 

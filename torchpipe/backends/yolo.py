@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ..errors import ConfigError, RequestError
-from ..parameters import Count, Size
+from ..parameters import Count, FileOrText, Size
 from ..registry import built_in
 from ..request import Request
 from .nms import Boxes, Part, Suppression
@@ -26,7 +26,7 @@ class _Head(Boxes):
         nms_threshold: Part = 0.45,
         max_boxes: Count = 300,
         agnostic: bool = False,
-        labels: list[str] = (),  # type: ignore[assignment]
+        labels: list[FileOrText] = (),  # type: ignore[assignment]
     ) -> None:
         super().__init__(Suppression(score_threshold, nms_threshold, max_boxes, agnostic), labels)
 
@@ -192,7 +192,7 @@ class YoloXBoxes(YoloV5Boxes):
         nms_threshold: Part = 0.45,
         max_boxes: Count = 300,
         agnostic: bool = False,
-        labels: list[str] = (),  # type: ignore[assignment]
+        labels: list[FileOrText] = (),  # type: ignore[assignment]
     ) -> None:
         super().__init__(score_threshold, nms_threshold, max_boxes, agnostic, labels)
         if not strides or any(net_h % stride or net_w % stride for stride in strides):

@@ -14,7 +14,7 @@ import torch
 from pydantic import Field
 
 from ...errors import ConfigError, RequestError
-from ...parameters import Count, DeviceName, Numbers
+from ...parameters import Count, DeviceName, FilePath, Numbers
 from ...registry import built_in
 from ...request import Request
 from ..base import Backend
@@ -83,7 +83,7 @@ class CudaGraphTensor(Engine):
 
     def __init__(
         self,
-        model: str | torch.nn.Module,
+        model: FilePath | torch.nn.Module,
         shape: str,
         inner: Backend = "Identity",  # type: ignore[assignment]
         max: Count = 16,

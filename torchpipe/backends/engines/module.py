@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ...errors import ConfigError
-from ...parameters import Count, Numbers
+from ...parameters import Count, FilePath, Numbers
 from ...registry import built_in
 from ..cuda import upload
 from ..tensor import torch_device
@@ -74,7 +74,7 @@ class ModuleTensor(TorchEngine):
 
     def __init__(
         self,
-        model: str | torch.nn.Module,
+        model: FilePath | torch.nn.Module,
         max: Count = 1,
         precision: Precision = "fp32",
         mean: Numbers = (),  # type: ignore[assignment]
@@ -120,7 +120,7 @@ class TorchScriptTensor(TorchEngine):
 
     def __init__(
         self,
-        model: str,
+        model: FilePath,
         max: Count = 1,
         precision: Precision = "fp32",
         mean: Numbers = (),  # type: ignore[assignment]

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from ...errors import ConfigError, RequestError, optional
-from ...parameters import Count, DeviceName, Numbers
+from ...parameters import Count, DeviceName, FilePath, Numbers
 from ...registry import built_in
 from ...request import Request
 from ..cuda import upload
@@ -93,7 +93,7 @@ class OnnxTensor(Engine):
 
     def __init__(
         self,
-        model: str,
+        model: FilePath,
         max: Count = 1,
         precision: Literal["fp32", "fp16"] = "fp32",
         mean: Numbers = (),  # type: ignore[assignment]

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ...errors import ConfigError, RequestError, optional
-from ...parameters import Count, Numbers
+from ...parameters import Count, FilePath, Numbers
 from ...registry import built_in
 from ...request import Request
 from ..base import Backend
@@ -109,7 +109,7 @@ class OpenvinoTensor(Engine):
 
     def __init__(
         self,
-        model: str,
+        model: FilePath,
         max: Count = 1,
         precision: Precision = "fp32",
         mean: Numbers = (),  # type: ignore[assignment]
@@ -178,7 +178,7 @@ class OpenvinoMat(Backend):
     """
 
     def __init__(
-        self, model: str, precision: Precision = "fp32", instance_num: Count = 1, threads: Threads = 1
+        self, model: FilePath, precision: Precision = "fp32", instance_num: Count = 1, threads: Threads = 1
     ) -> None:
         self.network = network = Network(model, precision, threads)
         if len(network.shapes) != 1 or len(network.shapes[0]) != 4:

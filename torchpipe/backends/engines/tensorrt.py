@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 
 from ...errors import ConfigError, RequestError
-from ...parameters import DeviceName, Numbers, PerInstance
+from ...parameters import DeviceName, FilePath, Numbers, PerInstance
 from ...registry import built_in
 from ...request import Request
 from ..base import Backend
@@ -84,10 +84,10 @@ class TensorrtTensor(Backend):
 
     def __init__(
         self,
-        model: str,
+        model: FilePath,
         inner: Backend = "Identity",  # type: ignore[assignment]
-        model_cache: Annotated[str, "key model::cache"] = "",
-        timing_cache: Annotated[str, "key model::timingcache"] = "",
+        model_cache: Annotated[FilePath, "key model::cache"] = "",
+        timing_cache: Annotated[FilePath, "key model::timingcache"] = "",
         min: PerInstance = "1",
         opt: PerInstance = "",
         max: PerInstance = "1",
@@ -103,8 +103,8 @@ class TensorrtTensor(Backend):
         log_level: Literal["verbose", "info", "warning", "error"] = "warning",
         device: DeviceName = "cuda",
         force_range: ForcedRange = (),  # type: ignore[assignment]
-        calibrate_input: str = "",
-        calibrate_cache: str = "",
+        calibrate_input: FilePath = "",
+        calibrate_cache: FilePath = "",
         input_reorder: Indices = (),  # type: ignore[assignment]
         output_reorder: Indices = (),  # type: ignore[assignment]
         only_keep_last_batch: bool = False,
