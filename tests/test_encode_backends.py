@@ -229,6 +229,67 @@ def test_many_things_are_no_image(data):
     assert type(data).__name__ in message
 
 
+PICTURE = Image.fromarray(noise(6, 7, 3))
+CLEAR = Image.fromarray(noise(6, 7, 4), "RGBA")
+CONVERTED = {
+    "1": "L", "L": "L", "LA": "L", "P": "RGB", "PA": "RGB", "RGB": "RGB", "RGBA": "RGB", "RGBX": "RGB",
+    "RGBa": "RGB", "CMYK": "RGB", "YCbCr": "RGB", "LAB": "RGB", "HSV": "RGB", "I": "I", "F": "F",
+    "I;16": "I;16", "I;16L": "I;16L", "I;16B": "I;16B",
+}  # fmt: skip
+
+
+def of_mode(mode: str) -> Image.Image:
+    if mode.startswith("I;16"):
+        return Image.fromarray(noise(6, 7, dtype=np.uint16) * 200).convert(mode)
+    return (CLEAR if mode in ("RGBA", "RGBa", "LA", "PA") else PICTURE).convert(mode)
+
+
+@pytest.mark.parametrize("mode", CONVERTED)
+@pytest.mark.filterwarnings("error")
+def test_a_pillow_image_of_any_mode_is_what_it_shows(mode):
+    picture = of_mode(mode)
+    assert picture.mode == mode
+    before = picture.tobytes()
+    request = run({"backend": "Any2Mat"}, data=picture)
+    expected = np.asarray(picture.convert(CONVERTED[mode]))
+    same(request["result"], expected.astype(expected.dtype.newbyteorder("=")))
+    assert request.get("color") == ("rgb" if CONVERTED[mode] == "RGB" else None)
+    assert picture.mode == mode
+    assert picture.tobytes() == before
+
+
+def test_pillows_premultiplied_gray_is_gray():
+    picture = CLEAR.convert("LA").convert("La")
+    same(run({"backend": "Any2Mat"}, data=picture)["result"], np.asarray(picture.convert("LA").convert("L")))
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "PA", "RGBa"])
+def test_transparency_is_kept_if_asked_for(mode):
+    picture = of_mode(mode)
+    request = run({"backend": "Any2Mat", "alpha": True}, data=picture)
+    same(request["result"], np.asarray(picture.convert("RGBA")))
+    assert request["color"] == "rgba"
+    assert run({"backend": "Any2Mat", "alpha": True}, data=PICTURE)["result"].shape == (6, 7, 3)
+    assert run({"backend": "Any2Mat", "alpha": True}, data=PICTURE.convert("L"))["result"].shape == (6, 7)
+
+
+@pytest.mark.filterwarnings("error")
+def test_transparent_colours_of_a_palette_are_colours(tmp_path):
+    for clear in (3, bytes(range(256))):
+        PICTURE.convert("P").save(tmp_path / "p.png", transparency=clear)
+        picture = Image.open(tmp_path / "p.png")
+        assert picture.mode == "P"
+        expected = picture.convert("RGBA")
+        same(run({"backend": "Any2Mat"}, data=picture)["result"], np.asarray(expected)[:, :, :3])
+        same(run({"backend": "Any2Mat", "alpha": True}, data=picture)["result"], np.asarray(expected))
+
+
+def test_a_pillow_image_that_cannot_be_loaded_says_so(tmp_path):
+    (tmp_path / "half.png").write_bytes(encoded(noise(60, 70, 3), ".png")[:3000])
+    message = refusal({"backend": "Any2Mat"}, data=Image.open(tmp_path / "half.png"))
+    assert "cannot be read: image file is truncated" in message
+
+
 def test_bad_images_in_a_list_call_fail_alone():
     requests = [{"data": photo()}, {"data": None}, {"data": photo()}]
     with Pipe({"backend": "EncodeMat"}) as pipe, pytest.raises(RequestError, match="got NoneType"):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import sys
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -79,12 +80,39 @@ class FloatMat(Backend):
         request["result"] = image.astype(np.float32, copy=False)
 
 
+GRAY_MODES = {"1": "L", "LA": "L", "La": "LA"}
+"""What Pillow's gray images are converted to: bits to 0 and 255, transparency left out."""
+
+NUMBERS = ("L", "I", "F")
+"""Pillow's modes of one number for each pixel, which stays what it is; I;16 and its like are I."""
+
+
+def of_pillow(image: Any, alpha: bool) -> tuple[np.ndarray, str | None]:
+    """A Pillow image as numpy has it after Pillow's own ``convert``, and its ``color``, if it has any."""
+    clear = alpha and image.has_transparency_data
+    while not clear and image.mode in GRAY_MODES:
+        image = image.convert(GRAY_MODES[image.mode])
+    if not clear and image.mode.partition(";")[0] in NUMBERS:
+        return np.asarray(image), None
+    if image.has_transparency_data:  # which Pillow would warn of, if it were left out of a palette's image
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
+    color = "RGBA" if clear else "RGB"
+    return np.asarray(image.convert(color)), color.lower()
+
+
 @built_in()
 class Any2Mat(Backend):
     """Makes an image of whatever numpy reads as one: a Pillow image, nested lists, a tensor HxWxC on the CPU.
 
-    Reads ``data``. Writes ``result``: image HxWxC or HxW of real numbers; for a Pillow image of mode RGB also
-    ``color``: "rgb".
+    Pillow's images become what they show, by Pillow's own ``convert``: 1 and LA are converted to L; P, PA,
+    CMYK, YCbCr, LAB, HSV, RGBA and all others to RGB; L, I, F and I;16 stay as they are. They are not turned
+    by their EXIF orientation; ``PIL.ImageOps.exif_transpose`` does that.
+
+    Reads ``data``. Writes ``result``: image HxWxC or HxW of real numbers; for a Pillow image in colour also
+    ``color``: "rgb", or "rgba".
+
+    Args:
+        alpha: keep the transparency of a Pillow image: HxWx4, converted to RGBA, if it has any.
 
     Raises:
         RequestError: ``data`` is nothing of the kind; for tensors 1xCxHxW there is Tensor2Mat.
@@ -94,16 +122,25 @@ class Any2Mat(Backend):
         (2, 2)
     """
 
+    def __init__(self, alpha: bool = False) -> None:
+        self.alpha = alpha
+
     def forward_one(self, request: Request) -> None:
         data = request["data"]
+        pillow = sys.modules.get("PIL.Image")
+        color = None
         try:
-            image = checked(np.asarray(data), "Any2Mat")
+            if pillow is not None and isinstance(data, pillow.Image):
+                image, color = of_pillow(data, self.alpha)
+            else:
+                image = np.asarray(data)
+            image = checked(image, "Any2Mat")
         except RequestError:
             raise RequestError(f"Any2Mat: no image, HxWxC or HxW, can be made of {describe(data)}") from None
         except Exception as error:  # whatever the value's own conversion raises
-            raise RequestError(f"Any2Mat: numpy cannot read {describe(data)}: {error}") from error
+            raise RequestError(f"Any2Mat: {describe(data)} cannot be read: {error}") from error
         if image.dtype.kind not in "buif":
             raise RequestError(f"Any2Mat: no image can be made of {describe(data)}: {image.dtype}")
         request["result"] = image
-        if getattr(data, "mode", None) == "RGB":
-            request["color"] = "rgb"
+        if color:
+            request["color"] = color
