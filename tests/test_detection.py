@@ -1,12 +1,16 @@
 """Boxes from detectors: suppression by its definition, heads decoded, boxes back in the original image."""
 
+import json
+import warnings
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from torchpipe import ConfigError, MissingKeyError, Pipe, RequestError
+import torchpipe
+from torchpipe import ConfigError, ConfigWarning, MissingKeyError, Pipe, RequestError
 
 settled = settings(max_examples=60, deadline=None)
 V8, V5, X = "YoloV8Boxes", "YoloV5Boxes", "YoloXBoxes"
@@ -272,6 +276,122 @@ def test_a_head_for_other_grids_or_labels_is_an_error():
     assert "3 labels for 2 classes" in refusal({"backend": V8, "labels": "a,b,c"}, data=torch.ones(1, 6, 9))
     with pytest.raises(ConfigError, match="multiples of strides"):
         Pipe({"backend": X, "net_h": 100})
+
+
+COCO_V8, COCO_V5 = torch.zeros(1, 84, 8400), torch.zeros(1, 25200, 85)
+
+
+@pytest.mark.parametrize(
+    ("backend", "head"),
+    [(V8, COCO_V5), (V8, COCO_V8.mT), (V5, COCO_V8), (V5, COCO_V5.mT), (V8, torch.zeros(1, 300, 6))],
+    ids=["v5 into v8", "v8 transposed", "v8 into v5", "v5 transposed", "suppressed"],
+)
+def test_the_head_of_another_layout_is_an_error_at_the_first_request(backend, head):
+    message = refusal({"backend": backend}, data=head)
+    assert "is it transposed, or another head?" in message
+    assert "If all is right, name the labels" in message
+    message = refusal({"backend": backend, "labels": [f"class {i}" for i in range(80)]}, data=head)
+    assert "80 labels for" in message
+    assert "is it transposed, or another head?" in message
+
+
+@pytest.mark.parametrize(("backend", "head"), [(V8, COCO_V5.mT), (V5, COCO_V8.mT)])
+def test_the_other_head_turned_round_is_a_warning_once_and_an_error_with_labels(backend, head):
+    with Pipe({"backend": backend}) as pipe:
+        with pytest.warns(ConfigWarning, match="it would be the other head"):
+            pipe({"data": head})
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            pipe({"data": head})
+    message = refusal({"backend": backend, "labels": [f"class {i}" for i in range(80)]}, data=head)
+    assert "80 labels for" in message
+    assert "or another head? Yolo" in message
+
+
+@pytest.mark.parametrize(("backend", "head"), [(V8, COCO_V8), (V5, COCO_V5), (X, torch.zeros(1, 8400, 85))])
+def test_the_usual_heads_are_right_without_a_word(backend, head):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run({"backend": backend}, data=head)["result"].shape == (0, 4)
+
+
+def test_a_small_network_of_many_classes_is_right_with_labels():
+    labels = [f"class {i}" for i in range(80)]
+    assert run({"backend": V8, "labels": labels}, data=torch.zeros(1, 84, 21))["result"].shape == (0, 4)
+
+
+@pytest.mark.parametrize("backend", [V8, V5])
+def test_scores_that_are_no_probabilities_are_an_error(backend):
+    head = head_of(backend, random_boxes(20, 1), np.ones(20), np.full((20, 2), 7.0))  # without a sigmoid
+    assert "a score of 7, but they are probabilities" in refusal({"backend": backend}, data=head)
+    odd = head_of(backend, random_boxes(20, 1), np.ones(20), np.full((20, 2), np.nan))
+    assert run({"backend": backend}, data=odd)["result"].shape == (0, 4)
+
+
+@pytest.mark.parametrize("drawing", ["DrawBoxesMat", "ResizeMat(8,8)", "CropMat", "EncodeMat"])
+@pytest.mark.parametrize("boxes", [np.array([[1.0, 2, 3, 4]]), np.zeros((0, 4))], ids=["one box", "none"])
+def test_an_image_backend_behind_a_box_decoder_says_that_the_image_is_gone(drawing, boxes):
+    head = torch.zeros(1, 5, 9)
+    if len(boxes):
+        head = head_of(V8, boxes, np.ones(1), np.ones((1, 1)))
+    assert "takes an image, but data holds the boxes" in refusal({"backend": f"S[{V8},{drawing}]"}, data=head)
+    found = run({"backend": V8}, data=head)
+    message = refusal({"backend": drawing}, data=found["result"].copy(), _box=found["_box"])
+    assert "takes an image, but data holds the boxes" in message
+
+
+@pytest.fixture
+def parts():
+    """Backends for the two nodes behind a detector."""
+
+    @torchpipe.register_backend("ToHead")
+    def to_head(image):
+        return head_of(V8, np.array([[2.0, 2, 9, 9]]), np.ones(1), np.ones((1, 1)))
+
+    @torchpipe.register_backend("AreaOfBox")
+    class AreaOfBox(torchpipe.Backend):
+        def forward_one(self, request):
+            x1, y1, x2, y2 = request["_box"]
+            request["result"] = float((x2 - x1) * (y2 - y1) * request["score"])
+            request["label"] = f"{request['labels']} {request['class']}"
+
+    yield
+    torchpipe.unregister("ToHead")
+    torchpipe.unregister("AreaOfBox")
+
+
+def test_boxes_are_drawn_into_the_image_that_a_map_brings_back(parts):
+    config = {
+        "decode": {"backend": "Any2Mat", "next": "detect"},
+        "detect": {"backend": "S[ToHead,YoloV8Boxes]", "next": "draw"},
+        "draw": {"backend": "DrawBoxesMat", "map": "decode[result:data],detect[_box:_box]"},
+    }
+    drawn = run(config, data=np.zeros((20, 20, 3), np.uint8), node_name="decode")["result"]
+    assert drawn.shape == (20, 20, 3)
+    assert drawn[2, 2].tolist() == [0, 255, 0]
+
+
+def test_the_boxes_of_a_detector_go_one_by_one_to_another_node_and_into_json(parts):
+    config = {
+        "detect": {"backend": "YoloV8Boxes", "labels": "cat,dog", "next": "each"},
+        "each": {"backend": "MapReduce[one]", "split": "_box,score,class,labels", "merge": "result,label"},
+        "one": {"backend": "AreaOfBox"},
+    }
+    boxes = np.array([[0.0, 0, 4, 4], [10, 10, 12, 14]])
+    head = head_of(V8, boxes, np.array([0.5, 1.0]), np.array([[1.0, 0], [0, 1]]))
+    request = run(config, data=head, node_name="detect")
+    assert request["result"] == [8.0, 8.0]
+    assert request["label"] == ["dog 1", "cat 0"]
+    assert json.loads(torchpipe.to_json(request, ["result", "_box", "score", "class", "label"])) == {
+        "result": [8, 8],
+        "_box": [[10, 10, 12, 14], [0, 0, 4, 4]],
+        "score": [1, 0.5],
+        "class": [1, 0],
+        "label": ["dog 1", "cat 0"],
+    }
+    empty = run(config, data=torch.zeros(1, 6, 9), node_name="detect")
+    assert empty["result"] == empty["label"] == []
+    assert json.loads(torchpipe.to_json(empty))["_box"] == []
 
 
 def test_thousands_of_overlapping_boxes_are_no_trouble():

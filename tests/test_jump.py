@@ -3,11 +3,13 @@
 import threading
 import time
 
+import numpy as np
 import pytest
+import torch
 from threads import LIMIT, Call, Gate, all_at_once, backend, copy_data, told
 
 import torchpipe
-from torchpipe import ConfigError, Jump, MergeError, pipe
+from torchpipe import ConfigError, Jump, MergeError, RequestError, pipe
 
 
 def double(data):
@@ -279,6 +281,38 @@ class TestMapReduce:
     def test_with_nothing_to_split_sends_the_request_itself(self):
         config = {"start": {"backend": "MapReduce[one]", "split": ""}, "one": {"backend": "double"}}
         assert run(config, 3)["result"] == [6]
+
+    @pytest.mark.parametrize(
+        "values",
+        [
+            np.arange(6.0).reshape(3, 2),
+            np.array([5, 6, 7]),
+            torch.arange(6.0).view(3, 2),
+            torch.tensor([5, 6, 7]),
+            np.zeros((0, 4)),
+            torch.zeros(0, 4),
+        ],
+        ids=lambda values: f"{type(values).__name__} {tuple(values.shape)}",
+    )
+    def test_arrays_and_tensors_are_split_along_axis_0(self, values):
+        config = {
+            "start": {"backend": "MapReduce[one]", "split": "data,labels", "merge": "result,labels"},
+            "one": {"backend": "Identity"},
+        }
+        labels = [f"label {i}" for i in range(len(values))]
+        before = values.tolist()
+        found = run(config, values, labels=labels)
+        assert [part.tolist() for part in found["result"]] == before
+        assert found["labels"] == labels
+        assert values.tolist() == before
+
+    @pytest.mark.parametrize(
+        "values", [np.array(3), torch.tensor(3), np.float32(3), {1: 2}, "text", b"ab", 5]
+    )
+    def test_what_has_no_elements_is_no_list(self, values):
+        config = {"start": {"backend": "MapReduce[one]"}, "one": {"backend": "Identity"}}
+        with pytest.raises(RequestError, match="MapReduce splits a list, but 'data' holds a"):
+            run(config, values)
 
     @pytest.mark.parametrize(
         ("options", "data", "kind", "said"),

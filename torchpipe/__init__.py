@@ -27,6 +27,7 @@ from .event import Event
 from .filters import Status
 from .model import model
 from .pipe import Pipe
+from .plain import to_json, to_plain
 from .reference import backends
 from .registry import is_registered, list_backends, register_backend, register_filter, unregister
 from .request import (
@@ -80,5 +81,7 @@ __all__ = [
     "register_backend",
     "register_filter",
     "show",
+    "to_json",
+    "to_plain",
     "unregister",
 ]

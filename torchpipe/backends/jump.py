@@ -106,8 +106,9 @@ class Jump(Backend):
 class MapReduce(Jump):
     """Sends each element of a list through another node, and collects what comes back into lists.
 
-    Reads the list (or tuple) under the key ``split``, of any length; each part is a shallow copy of the
-    request with one element in its place. The parts go their way at the same time, each at its own pace, and
+    Reads the list (or tuple) under the key ``split``, of any length, or an array or tensor, whose elements
+    are those along axis 0, such as the boxes of a detector; each part is a shallow copy of the request with
+    one element in its place. The parts go their way at the same time, each at its own pace, and
     are batched with those of other requests. Writes for each key of ``merge`` the list of the parts' values,
     in order.
 
@@ -123,7 +124,7 @@ class MapReduce(Jump):
     Raises:
         ConfigError: no target, or nothing to merge.
         MissingKeyError: the request has no such list.
-        RequestError: what is there is no list, or the lists differ in length.
+        RequestError: what is there is no list, array or tensor, or they differ in length.
         MergeError: a part lacks a key of ``merge``.
 
     Example:
@@ -166,12 +167,14 @@ class MapReduce(Jump):
         if key not in request:
             raise MissingKeyError(f"{type(self).__name__}: the request has no {key!r} to split")
         values = request[key]
-        if not isinstance(values, (list, tuple)):
-            raise RequestError(
-                f"{type(self).__name__} splits a list, but {key!r} holds a {type(values).__name__}; "
-                "name the key of the list with split = 'KEY'"
-            )
-        return values
+        if isinstance(values, (list, tuple)):
+            return values
+        if hasattr(values, "dtype") and getattr(values, "ndim", None):  # an array, a tensor
+            return list(values)
+        raise RequestError(
+            f"{type(self).__name__} splits a list, but {key!r} holds a {type(values).__name__}; "
+            "name the key of the list, array or tensor with split = 'KEY'"
+        )
 
     def merge(self, request: Request, parts: list[Request]) -> None:
         for key in self._merge:

@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 
 from ..errors import MissingKeyError, RequestError, shown
-from ..request import Request
+from ..request import TASK_BOX_KEY, Request
 
 # Instances already use all cores: a team of threads inside each call would only get in their way.
 cv2.setNumThreads(1)
@@ -23,7 +23,25 @@ class NoImageError(ValueError):
 
 def mat(request: Request, name: str) -> np.ndarray:
     """The image under ``data``, or a RequestError that says what was found instead."""
-    return checked(request["data"], name)
+    image = request["data"]
+    if getattr(image, "ndim", 0) == 2 and _are_boxes(image, request.get(TASK_BOX_KEY)):
+        raise RequestError(
+            f"{name} takes an image, but data holds the boxes: they are the result of the backend in front. "
+            "Bring the image back with a map: 'decode[result:data],detect[_box:_box]', with your nodes' names"
+        )
+    return checked(image, name)
+
+
+def _are_boxes(image: Any, boxes: Any) -> bool:
+    """Whether what should be an image is what a detector left under ``_box``."""
+    if image is boxes:
+        return True
+    return (
+        isinstance(image, np.ndarray)
+        and isinstance(boxes, np.ndarray)
+        and image.shape == boxes.shape
+        and np.array_equal(image, boxes)
+    )
 
 
 def checked(image: Any, name: str) -> np.ndarray:

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..errors import ConfigError, RequestError
+from ..errors import ConfigError, ConfigWarning, RequestError
 from ..parameters import Count, FileOrText, Size
 from ..registry import built_in
 from ..request import Request
 from .nms import Boxes, Part, Suppression
 from .opencv import describe
-from .scores import check_labels
 from .tensor import as_numpy
+
+COCO = 80
+"""The classes that nearly all published networks have."""
+
+CERTAIN = 1.01
+"""A probability of more is none; rounding in half precision stays below."""
 
 
 class _Head(Boxes):
@@ -31,13 +37,37 @@ class _Head(Boxes):
         super().__init__(Suppression(score_threshold, nms_threshold, max_boxes, agnostic), labels)
 
     objectness = False  # whether a fifth number scales the scores of all classes
+    layout, other = "1 x (4 + classes) x places", "YoloV5Boxes takes 1 x places x (5 + classes)"
+    _warned = False
 
     def forward(self, batch: list[Request]) -> None:
         heads = [self.rows(request["data"]) for request in batch]
         for request, head in zip(batch, heads, strict=True):
             first = 5 if self.objectness else 4
-            check_labels(self.labels, head.shape[1] - first, type(self).__name__)
+            self.check(head, head.shape[1] - first)
             self._decode(request, head, first)
+
+    def check(self, head: np.ndarray, classes: int) -> None:
+        """Raise a RequestError for what is no head of this layout, although its shape could be one."""
+        name = type(self).__name__
+        if self.labels and len(self.labels) != classes:
+            other = abs(len(self.labels) - classes) == 1 or classes > len(head)
+            hint = f": is it transposed, or another head? {self.other}" if other else ""
+            raise RequestError(f"{name}: {len(self.labels)} labels for {classes} classes{hint}")
+        if not self.labels:
+            if classes > len(head):
+                raise RequestError(
+                    f"{name} takes {self.layout}, but here would be {classes} classes at {len(head)} places: "
+                    f"is it transposed, or another head? {self.other}. If all is right, name the labels"
+                )
+            if classes == COCO + (-1 if self.objectness else 1) and not self._warned:
+                self._warned = True  # once: whoever uses such a network is not told with each request
+                warnings.warn(
+                    f"{name} takes {self.layout}, which gives {classes} classes here; with the usual {COCO} "
+                    f"it would be the other head: {self.other}. If all is right, name the labels",
+                    ConfigWarning,
+                    stacklevel=2,
+                )
 
     def rows(self, data: Any) -> np.ndarray:
         """The head as places x numbers."""
@@ -51,6 +81,11 @@ class _Head(Boxes):
         by_class = head[:, first:]
         classes = by_class.argmax(1)
         scores = by_class[np.arange(len(head)), classes]
+        if scores.max(initial=0) > CERTAIN:
+            raise RequestError(
+                f"{type(self).__name__}: a score of {scores.max():.4g}, but they are probabilities: is it "
+                f"another head ({self.other}), one after suppression, or one without its sigmoid?"
+            )
         if self.objectness:
             scores = scores * head[:, 4]
         # Most places hold nothing: what follows is only for the others.
@@ -92,7 +127,8 @@ class YoloV8Boxes(_Head):
         labels: the names of the classes, or a text file with a name in each line.
 
     Raises:
-        RequestError: ``data`` is no such head, or there is another number of labels than of classes.
+        RequestError: ``data`` is no such head: of another shape, with more classes than places (unless there
+            are labels), or with scores above 1; or there is another number of labels than of classes.
 
     Example:
         >>> head = torch.zeros(1, 4 + 2, 100)
@@ -128,7 +164,8 @@ class YoloV5Boxes(_Head):
         labels: the names of the classes, or a text file with a name in each line.
 
     Raises:
-        RequestError: ``data`` is no such head, or there is another number of labels than of classes.
+        RequestError: ``data`` is no such head: of another shape, with more classes than places (unless there
+            are labels), or with scores above 1; or there is another number of labels than of classes.
 
     Example:
         >>> head = torch.zeros(1, 100, 5 + 2)
@@ -139,6 +176,7 @@ class YoloV5Boxes(_Head):
     """
 
     objectness = True
+    layout, other = "1 x places x (5 + classes)", "YoloV8Boxes takes 1 x (4 + classes) x places"
 
     def rows(self, data: Any) -> np.ndarray:
         head = self.head(data, "1 x places x (5 + classes)")
@@ -173,8 +211,8 @@ class YoloXBoxes(YoloV5Boxes):
 
     Raises:
         ConfigError: the input is no multiple of the strides.
-        RequestError: ``data`` is no such head, has other places than the grids, or there is another number of
-            labels than of classes.
+        RequestError: ``data`` is no such head, has other places than the grids, or scores above 1; or there
+            is another number of labels than of classes.
 
     Example:
         >>> head = torch.zeros(1, 4 * 4 + 2 * 2 + 1, 5 + 2)
