@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,7 +15,7 @@ import torch
 from pydantic import Field
 
 from ...encryption import SUFFIX, decrypted
-from ...errors import ConfigError, RequestError
+from ...errors import ConfigError, ConfigWarning, RequestError
 from ...parameters import Number
 from ...request import Request
 from ..base import Backend
@@ -56,6 +57,7 @@ class Engine(Backend):
     def __init__(self, max: int, mean: list[float], std: list[float]) -> None:
         self.max = max
         self.normalise = Normalise(mean, std) if mean or std else None
+        self.raw = RawBytes(self.normalise is not None)
 
     def infer(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
         """One call of the network."""
@@ -66,6 +68,8 @@ class Engine(Backend):
         return torch.cat(tensors) if len(tensors) > 1 else tensors[0]
 
     def forward(self, batch: list[Request]) -> None:
+        if self.raw.unseen:
+            self.raw.look(batch[0]["data"], self._name)
         groups: dict[tuple, list[tuple[Request, list[torch.Tensor]]]] = {}
         for request in batch:
             tensors = self._tensors(request)
@@ -143,6 +147,31 @@ def zeros(shapes: Sequence[Sequence[Any]], dtypes: Sequence[Any], name: str) -> 
             raise ConfigError(f"{name} cannot make up an input of type {dtype}") from error
         inputs.append(torch.zeros((rows, *shape[1:]) if shape else (), dtype=kind))
     return {"data": inputs[0] if len(inputs) == 1 else inputs}
+
+
+class RawBytes:
+    """Warns at the first request of an image's bytes, 0 to 255, in a network of reals without mean and std.
+
+    It runs and gives numbers, and as a rule they are wrong: most networks are trained on other ranges.
+    """
+
+    def __init__(self, expected: bool) -> None:
+        self.unseen = not expected
+
+    def look(self, data: Any, name: str) -> None:
+        """See the first request's data, tensors or arrays; ``name`` is the backend's."""
+        self.unseen = False
+        for tensor in data if isinstance(data, (list, tuple)) else [data]:
+            if getattr(tensor, "dtype", None) not in (torch.uint8, np.uint8) or tensor.ndim != 4:
+                continue
+            values = as_numpy(tensor) if isinstance(tensor, torch.Tensor) else tensor
+            if values.max(initial=0) > 1:  # else it may be a mask
+                warnings.warn(
+                    f"{name}: uint8 values, {describe(tensor)}, go into a network of reals as 0 to 255: "
+                    "set mean and std, where it has them, or bring floats if the network takes 0 to 255",
+                    ConfigWarning,
+                    stacklevel=2,
+                )
 
 
 class Normalise:

@@ -21,7 +21,7 @@ from ..base import Backend
 from ..cuda import upload
 from ..opencv import describe
 from ..tensor import torch_device
-from .base import Engine, Normalise, existing_file, zeros
+from .base import Engine, Normalise, RawBytes, existing_file, zeros
 from .graphs import COARSE, FINE, Graphs, batch_sizes
 from .module import cast, load_export, private_copy
 from .post import Postprocessor, deliver, prepared_by, through
@@ -107,6 +107,7 @@ class CudaGraphTensor(Engine):
         self.postprocessor = postprocessor
         self.synchronous = postprocessor != "split"
         scale = Normalise(list(mean), list(std)) if mean or std else None
+        self.raw = RawBytes(scale is not None)
         if scale is not None and self.inputs != 1:
             raise ConfigError(f"mean and std are for networks of one input, shape = {shape!r}")
         self._buffers = self._make_buffers(torch.float32 if scale is not None else self.dtype, channels_last)
@@ -235,6 +236,8 @@ class CudaGraphTensor(Engine):
         """The tensors where the buffers are, in their dtype, so that one call can join them there."""
         if all(tensor.dtype == self._dtype and tensor.device == self.device for tensor in column):
             return column
+        if self.raw.unseen:
+            self.raw.look(column[0], self._name)
         return [upload(tensor, self.device).to(self._dtype) for tensor in column]
 
     def infer(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -156,6 +156,7 @@ class OnnxTensor(Engine):
         inputs = self.session.get_inputs()
         self.inputs = len(inputs)
         self.names = [one.name for one in inputs]
+        self.raw.unseen &= all(one.type != "tensor(uint8)" for one in inputs)
         self.shapes = [one.shape for one in inputs]
         unknown = [one.type for one in inputs if one.type not in INPUT_DTYPES]
         if unknown:

@@ -14,7 +14,7 @@ from ...request import Request
 from ..base import Backend
 from ..opencv import describe, mat
 from ..tensor import as_numpy
-from .base import Engine, Precision, Threads, existing_file, zeros
+from .base import Engine, Precision, RawBytes, Threads, existing_file, zeros
 
 HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 SUFFIXES = (".onnx", ".xml")
@@ -120,6 +120,7 @@ class OpenvinoTensor(Engine):
         super().__init__(max, list(mean), list(std))
         self.network = Network(model, precision, threads)
         self.inputs = len(self.network.shapes)
+        self.raw.unseen &= np.uint8 not in self.network.dtypes
         if self.inputs != 1 and self.normalise is not None:
             raise ConfigError(f"mean and std are for networks of one input; {model!r} has {self.inputs}")
         fixed = [shape[0] for shape in self.network.shapes if shape and shape[0] is not None]
@@ -193,6 +194,7 @@ class OpenvinoMat(Backend):
                 )
         shape = network.shapes[0]
         self.channels_last = shape[3] in CHANNELS and shape[1] not in CHANNELS
+        self.raw = RawBytes(np.uint8 in network.dtypes)
 
     def forward_one(self, request: Request) -> None:
         image = mat(request, "OpenvinoMat")
@@ -200,6 +202,8 @@ class OpenvinoMat(Backend):
         if not self.channels_last:
             rows = rows.transpose(0, 3, 1, 2)
         self.network.check(0, rows.shape, f"OpenvinoMat, from {describe(image)}")
+        if self.raw.unseen:
+            self.raw.look(rows, "OpenvinoMat")
         outputs = [self._mat(output) for output in self.network([np.ascontiguousarray(rows)])]
         request["result"] = outputs[0] if len(outputs) == 1 else outputs
 

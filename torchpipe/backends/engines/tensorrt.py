@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 
+from ...encryption import SUFFIX
 from ...errors import ConfigError, RequestError
 from ...parameters import DeviceName, FilePath, Numbers, PerInstance
 from ...registry import built_in
@@ -19,7 +20,7 @@ from ..cuda import upload
 from ..opencv import describe
 from ..tensor import torch_device
 from . import tensorrt_api as api
-from .base import ForcedRange, force, zeros
+from .base import ForcedRange, RawBytes, force, zeros
 from .graphs import Graphs, batch_sizes
 from .post import Postprocessor, deliver, on_gpu, prepared_by, through
 from .tensorrt_plan import Recipe, both_or_none, plan_of
@@ -136,6 +137,8 @@ class TensorrtTensor(Backend):
             streamed=weight_budget_percentage > 0,
             device=self.device,
         )
+        # A file that is an engine already may hold mean and std.
+        self.raw = RawBytes(recipe.scale is not None or not model.removesuffix(SUFFIX).endswith(".onnx"))
         with torch.cuda.device(self.device):
             self._plan = plan_of(model, model_cache, recipe, self.trt, self.logger, timing_cache)
             self._load()
@@ -280,6 +283,8 @@ class TensorrtTensor(Backend):
             raise RequestError(f"{name} takes {low} to {high}, got {describe(tensor)}")
         if tensor.device != self.device:
             tensor = upload(tensor, self.device)
+        if self.raw.unseen and tensor.dtype != self.dtypes[name]:
+            self.raw.look(tensor, "TensorrtTensor")
         return tensor.to(self.dtypes[name]).contiguous()
 
     def sample(self) -> Request:
