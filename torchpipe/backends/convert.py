@@ -89,12 +89,13 @@ NUMBERS = ("L", "I", "F")
 
 def of_pillow(image: Any, alpha: bool) -> tuple[np.ndarray, str | None]:
     """A Pillow image as numpy has it after Pillow's own ``convert``, and its ``color``, if it has any."""
-    clear = alpha and image.has_transparency_data
+    transparent = image.mode.endswith(("A", "a")) or "transparency" in image.info
+    clear = alpha and transparent
     while not clear and image.mode in GRAY_MODES:
         image = image.convert(GRAY_MODES[image.mode])
     if not clear and image.mode.partition(";")[0] in NUMBERS:
         return np.asarray(image), None
-    if image.has_transparency_data:  # which Pillow would warn of, if it were left out of a palette's image
+    if transparent:  # which Pillow would warn of, if it were left out of a palette's image
         image = image.convert("LA" if image.mode == "La" else "RGBA")
     color = "RGBA" if clear else "RGB"
     return np.asarray(image.convert(color)), color.lower()
