@@ -455,11 +455,6 @@ class TestMistakesAreFoundWhenBuilt:
                 "from two roots, 'a' and 'b'",
             ),
             (
-                {"s": {"next": "a,b"}, "a": {"next": "c"}, "b": {"next": "c"}, "c": {}},
-                "node 'c' has several predecessors, 'a', 'b': say what it takes from which, such as "
-                "map = 'a[result:data], b[result:b]'",
-            ),
-            (
                 {"a": {"next": "b"}, "b": {"next": "c", "map": "c[result:data]"}, "c": {}},
                 "reads from 'c', which does not",
             ),

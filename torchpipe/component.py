@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from .backends.base import Backend
-from .errors import ConfigError, located, note, shown
-from .expression import Component, parse, parse_list
+from .errors import ConfigError, ConfigWarning, located, note, shown
+from .expression import Component, parse, parse_groups, parse_list
 from .parameters import Parameter, name_arguments, parameters_of
 from .registry import backend_class, filter_settings, make_filter
 from .request import substitute
@@ -23,13 +25,19 @@ NODE_KEYS = frozenset({"backend", "next", "filter"})
 
 @dataclass
 class Scope:
-    """The keys that the components of one node can see: its own, and the global defaults."""
+    """The keys that the components of one node can see: its own, and the global defaults.
+
+    ``folder`` is where its paths are looked for first, and ``grouped`` holds the parts of values ``a&b`` by
+    their keys, as far as they were seen.
+    """
 
     node: str
     own: dict[str, Any]
     defaults: dict[str, Any]
     taken: set[str] = field(default_factory=set)
     takes_all: bool = False
+    folder: str = ""
+    grouped: dict[str, list[str]] = field(default_factory=dict)
     open: list[str] = field(default_factory=list)  # keys whose backends are being resolved
     components: int = 0
     copies: int = 0  # of the child that is being resolved, where its parent has several of it
@@ -56,22 +64,63 @@ class Scope:
         except ValueError:  # a&b: what belongs to no group, such as cal_request_size_method, is built once
             return 1
 
-    def split(self, count: int) -> list[Scope]:
-        """A scope for each of ``count`` groups: group i sees the i-th part, or the last, of ``a&b&c``."""
+    def split(self, count: int, keys: Iterable[str] | None = None) -> list[Scope]:
+        """A scope for each of ``count`` groups: group i sees the i-th part, or the last, of ``a&b&c``.
+
+        ``keys`` are those whose values have parts, None all; a text of more parts is no list of them.
+        """
+        if count == 1:
+            return [self]
+        chosen = None if keys is None else set(keys)
 
         def part(values: dict[str, Any], i: int) -> dict[str, Any]:
-            given = {
-                key: value.split("&") if isinstance(value, str) else [value] for key, value in values.items()
-            }
-            for key, parts in given.items():
-                if len(parts) > count:
-                    raise ConfigError(
-                        f"node {self.node!r}: {key} = {shown(values[key])} has {len(parts)} parts for "
-                        f"{count} groups"
-                    )
-            return {key: parts[min(i, len(parts) - 1)] for key, parts in given.items()}
+            given = dict(values)
+            for key, value in values.items():
+                if isinstance(value, str) and (chosen is None or key in chosen):
+                    parts = value.split("&")
+                    given[key] = parts[min(i, len(parts) - 1)] if len(parts) <= count else value
+            return given
 
-        return [Scope(self.node, part(self.own, i), part(self.defaults, i), self.taken) for i in range(count)]
+        return [
+            Scope(self.node, part(self.own, i), part(self.defaults, i), self.taken, folder=self.folder)
+            for i in range(count)
+        ]
+
+    def first_of_group(self, parameter: Parameter, value: Any, source: str) -> tuple[Any, str]:
+        """The first part of a value ``a&b``, where the parameter can have parts: they are noted.
+
+        A file whose name has an ``&`` in it is not parted.
+        """
+        if not isinstance(value, str) or "&" not in value or not parameter.grouped:
+            return value, source
+        if parameter.path and os.path.exists(self.placed(parameter, value, "")):
+            return value, source
+        parts = self.grouped[source.partition(": ")[2]] = value.split("&")
+        return parts[0], source
+
+    def placed(self, parameter: Parameter, value: Any, where: str) -> Any:
+        """``value``, as a path in the folder of the configuration if the parameter is one.
+
+        What is found only in the working directory stays as it is. With ``where`` there is a warning if both
+        are there.
+        """
+        if not self.folder or not parameter.path:
+            return value
+        if isinstance(value, list):
+            return [self.placed(parameter, each, where) if isinstance(each, str) else each for each in value]
+        if not isinstance(value, str) or not value or os.path.isabs(value):
+            return value
+        there = os.path.join(self.folder, value)
+        if not os.path.exists(there):
+            return value if parameter.path != "path" or os.path.exists(value) else there
+        if where and os.path.exists(value) and not os.path.samefile(value, there):
+            warnings.warn(
+                f"{where}: {parameter.name} = {value!r} is there twice, beside the TOML file and in the "
+                f"working directory; {there!r} is taken",
+                ConfigWarning,
+                stacklevel=2,
+            )
+        return there
 
     @property
     def whole(self) -> dict[str, Any]:
@@ -218,6 +267,8 @@ def resolve(component: Component, scope: Scope, place: tuple[int, int] | None = 
         if component.filter:
             scope.check_filter(component.filter)
     where = f"node {scope.node!r}, backend {component.name}"
+    if any(parameter.kind == "reflected" for parameter in declared.values()):
+        return _reflect(component, scope, place, where)
     blueprint = Blueprint(component, cls, where, scope, copies=scope.copies)
     private = name_arguments(component.args, declared, where)
     _resolve_children(blueprint, declared, scope, place, private)
@@ -229,6 +280,29 @@ def resolve(component: Component, scope: Scope, place: tuple[int, int] | None = 
             blueprint.shares[name] = parameter.shared_type
         elif parameter.kind == "value" and name not in blueprint.settings:
             blueprint.settings[name] = _setting(parameter, blueprint, private, scope, place)
+    return blueprint
+
+
+def _reflect(component: Component, scope: Scope, place: tuple[int, int] | None, where: str) -> Blueprint:
+    """What a key of the node names, in the place of ``component``, whose filter stays in front of it."""
+    given = component.children or [Component(value) for _, value in component.args]
+    if not 1 <= len(given) <= 2 or given[0] != Component(given[0].name):
+        raise ConfigError(f"{where}: write {component.name}[key] or {component.name}[key,A], not {component}")
+    key, *default = given
+    found = scope.find(key.name)
+    if found is None:
+        if not default:
+            raise ConfigError(f"{where}: the key {key.name!r} names its backend, and is not set")
+        _refuse_filter(default[0], where)
+        return resolve(replace(default[0], filter=component.filter), scope, place)
+    text, source = found
+    if source in scope.open:
+        raise ConfigError(f"{where} ({source}): {shown(text)} leads back to it without an end")
+    with located(f"{where} ({source})"):
+        chosen = replace(parse(text), filter=component.filter)
+    scope.open.append(source)
+    blueprint = resolve(chosen, scope, place)
+    scope.open.pop()
     return blueprint
 
 
@@ -333,7 +407,7 @@ def _setting(
             raise ConfigError(f"{where}: {name} is required (accepts {parameter.accepts})")
         return Setting(parameter.default, "default")
     else:
-        value, source = found
+        value, source = scope.first_of_group(parameter, *found)
         if place and isinstance(value, str) and "|" in value:
             parts = value.split("|")
             if len(parts) != place[1]:
@@ -351,8 +425,28 @@ def _setting(
                 f"{where}: {name} = {shown(value)} has {len(parts)} parts, more than there are instances "
                 f"({scope.instances}); they take the parts in turn"
             )
-        return Setting(value, source, tuple(parameter.coerce(part.strip(), where) for part in parts))
-    return Setting(parameter.coerce(value, where), source)
+        each = (parameter.coerce(scope.placed(parameter, part.strip(), where), where) for part in parts)
+        return Setting(value, source, tuple(each))
+    return Setting(parameter.coerce(scope.placed(parameter, value, where), where), source)
+
+
+def keys_of(text: str) -> tuple[set[str], bool]:
+    """The keys that the backends of an expression could take, and whether that may be any key."""
+    keys: set[str] = set()
+    try:
+        todo = [component for group in parse_groups(text) for component in group]
+        while todo:
+            component = todo.pop()
+            todo += component.children
+            cls = backend_class(component.name)
+            for parameter in parameters_of(cls).values():
+                if parameter.kind == "config":
+                    return keys, True
+                for key in (*parameter.keys, "backend"):
+                    keys |= {key, f"{component.name}::{key}", f"{cls.__name__}::{key}"}
+    except ConfigError:
+        return keys, True
+    return keys, False
 
 
 def _addressed(blueprint: Blueprint, name: str) -> list[str]:

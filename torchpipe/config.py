@@ -11,12 +11,13 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from .component import Scope
-from .errors import ConfigError, ConfigWarning, nearest, shown
-from .expression import parse
+from .component import Blueprint, Scope, resolve
+from .errors import ConfigError, ConfigWarning, located, nearest, shown
+from .expression import Component, parse, parse_list
+from .known_keys import of_no_use
 from .node_config import NodeConfig, lender_of, read_node, read_sharing
 from .parameters import parameters_of
-from .request import RESERVED
+from .request import RESERVED, with_constants
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -26,7 +27,8 @@ else:  # pragma: no cover
 SINGLE_NODE = "node"
 """The name of the node of a flat configuration."""
 
-GLOBAL_ONLY = ("Interpreter::", "register_config")
+LOG = "Logger::"
+"""What begins so is global, and sets up the log."""
 
 RESTARTING = ("Restart", "Ring", "EventLoop", "SyncRing")
 """Names under ``Interpreter::backend`` that ask for the restart loop; the last three are v0's."""
@@ -36,6 +38,9 @@ AROUND = ("EnsureInputHasEvent", "EventGuard")
 
 AS_EVER = ("PipelineV3", "PipelineReviser", "BaselineSchedule", "Schedule", "ScheduleV3", "DagDispatcher")
 """v0's names for what a pipe does anyway."""
+
+CHAINS = ("Composite", "C")
+"""What v0 put around several of these."""
 
 SHARED = ("map", "next", "filter", "borrow_from")
 """Options that belong to one node and cannot be defaults of several."""
@@ -56,31 +61,38 @@ class PipeConfig:
     """All nodes by name, in order of declaration.
 
     ``unscheduled`` is set by ``Interpreter::backend``; ``restart`` is the key of the restart loop, if any.
+    ``environment`` is what is built before the nodes and released after them (``Interpreter::env``), and
+    ``folder`` that of the TOML file, to which its paths are relative.
     """
 
     nodes: dict[str, NodeConfig]
     unscheduled: bool = False
     restart: str | None = None
     limits: Limits = field(default_factory=Limits)
+    environment: list[Blueprint] = field(default_factory=list)
+    folder: str = ""
 
 
-def load(config: Any) -> PipeConfig:
+def load(config: Any, folder: str = "") -> PipeConfig:
     """Read and check a configuration: a path to a TOML file, a flat dict, or a dict of dicts.
+
+    ``folder`` is where the paths in a dict are looked for before the working directory; those of a TOML file
+    are relative to that file.
 
     Raises:
         ConfigError: for every mistake in it.
     """
+    if isinstance(config, (str, os.PathLike)):
+        folder = os.path.dirname(os.path.abspath(config))
     nodes, defaults = _normalise(config)
     given = "Interpreter::backend" in defaults
     interpreter = defaults.pop("Interpreter::backend", None)
     restart = _restart_key(interpreter, nodes, defaults)
     limits = _limits(nodes, defaults)
-    unscheduled = given and restart is None and _outermost(interpreter) not in (*AS_EVER, *AROUND)
+    names = [component.name for component in _asked_for(interpreter)]
+    unscheduled = given and restart is None and not set(names) & {*AS_EVER, *AROUND}
     if len(nodes) > 1:
         _ignore_interpreters(nodes)
-    for key in [*defaults, *(key for own in nodes.values() for key in own)]:
-        if key.startswith(GLOBAL_ONLY):
-            raise ConfigError(f"{key!r} is not available here; remove it")
     if unscheduled:
         if len(nodes) > 1:
             raise ConfigError(
@@ -92,22 +104,28 @@ def load(config: Any) -> PipeConfig:
         for key in SHARED:
             if key in defaults:
                 raise ConfigError(f"{key!r} belongs to one node; it cannot be a global default")
-    scopes = {name: Scope(name, own, defaults) for name, own in nodes.items()}
+    around = Scope("global", {}, {**defaults, "Interpreter::env": _environment(defaults)}, folder=folder)
+    environment = _read_environment(around)
+    scopes = {name: Scope(name, own, defaults, folder=folder) for name, own in nodes.items()}
     read: dict[str, NodeConfig] = {}
     for name, scope in scopes.items():
         if lender_of(scope, nodes) == name:
             read[name] = read_node(scope)
     for name, scope in scopes.items():
         if name not in read:
-            read[name] = read_sharing(scope, read[lender_of(scope, nodes)])
-    _check_unknown(scopes, read, defaults)
-    return PipeConfig({name: read[name] for name in nodes}, unscheduled, restart, limits)
+            read[name] = read_sharing(scope, read[lender_of(scope, nodes)], _is_reached(name, nodes))
+    for name, scope in scopes.items():
+        _check_own(scope, read[name])
+    if len(read) == 1:
+        _ignore_edges(*read.values())
+    _check_defaults(defaults, [around, *scopes.values()])
+    return PipeConfig({name: read[name] for name in nodes}, unscheduled, restart, limits, environment, folder)
 
 
 def _restart_key(interpreter: Any, nodes: dict[str, dict], defaults: dict[str, Any]) -> str | None:
     """The key of the restart loop, if ``Interpreter::backend`` asks for it; takes out what is said of it."""
-    name = _outermost(interpreter)
-    if name not in RESTARTING:
+    name = next((one.name for one in _asked_for(interpreter) if one.name in RESTARTING), None)
+    if name is None:
         return None
     key: Any = "restart"
     for table in (defaults, *(nodes.values() if len(nodes) == 1 else ())):
@@ -130,15 +148,39 @@ def _limits(nodes: dict[str, dict], defaults: dict[str, Any]) -> Limits:
     return Limits(**values)
 
 
-def _outermost(interpreter: Any) -> str:
-    """The name of the outermost backend that is not there to wait only; empty for what is no expression."""
+def _asked_for(interpreter: Any) -> list[Component]:
+    """What stands outermost in an expression, but for what is there to wait only; empty if it is none."""
     try:
-        component = parse(interpreter)
+        todo, found = [parse(interpreter)], []
     except ConfigError:
-        return ""  # refused with its place, as the backend of the node
-    while component.name in AROUND and component.children:
-        component = component.children[0]
-    return component.name
+        return []  # refused with its place, as the backend of the node
+    while todo:
+        component = todo.pop(0)
+        if component.name in (*AROUND, *CHAINS) and component.children:
+            todo[:0] = component.children
+        else:
+            found.append(component)
+    return found
+
+
+def _environment(defaults: dict[str, Any]) -> Any:
+    """``Interpreter::env``: v0's default is Logger, which counts here where something is said of the log."""
+    default = "Logger" if any(key.startswith(LOG) for key in defaults) else ""
+    return defaults.pop("Interpreter::env", default)
+
+
+def _read_environment(scope: Scope) -> list[Blueprint]:
+    text, _ = scope.find("Interpreter::env") or ("", "")
+    if text == "":
+        return []
+    with located("Interpreter::env"):
+        return [resolve(component, scope) for component in parse_list(text)]
+
+
+def _is_reached(name: str, nodes: dict[str, dict[str, Any]]) -> bool:
+    """Whether something else in the configuration names this node: ``next``, a Jump, ``borrow_from``."""
+    others = [value for other, own in nodes.items() if other != name for value in own.values()]
+    return any(isinstance(value, str) and name in value for value in others)
 
 
 def _ignore_interpreters(nodes: dict[str, dict[str, Any]]) -> None:
@@ -148,6 +190,19 @@ def _ignore_interpreters(nodes: dict[str, dict[str, Any]]) -> None:
                 f"node {name!r}: {key!r} has no effect in one of several nodes", ConfigWarning, stacklevel=4
             )
             del own[key]
+
+
+def _ignore_edges(node: NodeConfig) -> None:
+    """What is said of the way to a node, in a pipe that has only this one."""
+    for key in ("filter", "map"):
+        if getattr(node.options, key):
+            warnings.warn(
+                f"node {node.name!r}: {key} = {shown(getattr(node.options, key))} has no effect: it is the "
+                "only node, and nothing leads to it",
+                ConfigWarning,
+                stacklevel=4,
+            )
+            setattr(node.options, key, "")
 
 
 def changed(config: Any, node: str, changes: dict[str, Any]) -> dict[str, Any]:
@@ -246,10 +301,16 @@ def _normalise(config: Any) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
         tables, defaults = {SINGLE_NODE: defaults}, {}
     for name, own in tables.items():
         _check_node(name, own)
-    nodes = {name: {k: v for k, v in own.items() if k != "node_name"} for name, own in tables.items()}
+    nodes = {
+        name: {key: with_constants(value) for key, value in own.items() if key != "node_name"}
+        for name, own in tables.items()
+    }
+    defaults = {key: with_constants(value) for key, value in defaults.items()}
     if len(nodes) == 1:  # its keys count as global too
         (own,) = nodes.values()
-        defaults |= {key: own.pop(key) for key in list(own) if key == "Interpreter::backend"}
+        for key in list(own):
+            if key in ("Interpreter::backend", "Interpreter::env") or key.startswith(LOG):
+                defaults[key] = own.pop(key)
     return nodes, defaults
 
 
@@ -271,22 +332,45 @@ def _check_keys(where: str, table: dict) -> None:
             raise ConfigError(f"{where}: {shown(key)}: keys are text, not {type(key).__name__}")
 
 
-def _check_unknown(scopes: dict[str, Scope], nodes: dict[str, NodeConfig], defaults: dict[str, Any]) -> None:
-    for name, scope in scopes.items():
-        if scope.takes_all:
+def _check_own(scope: Scope, node: NodeConfig) -> None:
+    """Every key of a node is taken by something, or is one that v0 knew."""
+    if scope.takes_all:
+        return
+    parts = (part for group in node.groups for part in group.blueprint.walk())
+    components = ", ".join(dict.fromkeys(part.component.name for part in parts))
+    for key, value in scope.own.items():
+        if key in scope.taken:
             continue
-        for key in scope.own:
-            if key not in scope.taken:
-                parts = (part for group in nodes[name].groups for part in group.blueprint.walk())
-                names = ", ".join(dict.fromkeys(part.component.name for part in parts))
-                raise ConfigError(
-                    f"node {name!r}: no component of it ({names}) takes {shown(key)}. "
-                    f"{nearest(key, scope.taken)}"
-                )
-    taken = set().union(*(scope.taken for scope in scopes.values()))
-    if not any(scope.takes_all for scope in scopes.values()):
-        for key in defaults:
-            if key not in taken:
-                raise ConfigError(
-                    f"global: no component of any node takes {shown(key)}. {nearest(key, taken)}"
-                )
+        why = of_no_use(key)
+        if why:
+            warnings.warn(
+                f"node {scope.node!r}: {key!r} has no effect, since no component of it ({components}) takes "
+                f"it: {why}",
+                ConfigWarning,
+                stacklevel=4,
+            )
+        elif isinstance(value, dict):
+            raise ConfigError(
+                f"node {scope.node!r}: no component of it ({components}) takes {shown(key)}. A dict cannot "
+                f"stand inside a node: write its keys as {shown(f'{key}::...')}, or make it a node"
+            )
+        else:
+            raise ConfigError(
+                f"node {scope.node!r}: no component of it ({components}) takes {shown(key)}. "
+                f"{nearest(key, scope.taken)}"
+            )
+
+
+def _check_defaults(defaults: dict[str, Any], scopes: list[Scope]) -> None:
+    """A global key that nobody takes has no effect: one file may serve several configurations."""
+    if any(scope.takes_all for scope in scopes):
+        return
+    taken = set().union(*(scope.taken for scope in scopes))
+    for key in defaults:
+        if key not in taken:
+            advice = of_no_use(key) or nearest(key, taken)
+            warnings.warn(
+                f"global: {shown(key)} has no effect, since no component of any node takes it. {advice}",
+                ConfigWarning,
+                stacklevel=4,
+            )

@@ -11,6 +11,8 @@ from .errors import ConfigError, ConfigWarning, located, nearest, shown
 from .mapping import Source, parse_map
 from .node_config import NodeConfig
 
+AUTOMATIC = "[result:data]"
+
 
 @dataclass
 class Graph:
@@ -38,9 +40,8 @@ def check_graph(nodes: dict[str, NodeConfig]) -> Graph:
     """Read ``next``, ``map`` and ``filter`` of all nodes.
 
     Raises:
-        ConfigError: an unknown target or source, a cycle, a part with several roots or leaves, several
-            predecessors without a ``map``, a ``map`` that reads from a node that is no ancestor, or a
-            ``map`` or ``filter`` on a root.
+        ConfigError: an unknown target or source, a cycle, a part with several roots or leaves, a ``map``
+            that reads from a node that is no ancestor, or a ``map`` or ``filter`` on a root.
     """
     after = {name: _targets(node, nodes) for name, node in nodes.items()}
     before = {name: [other for other in nodes if name in after[other]] for name in nodes}
@@ -49,6 +50,8 @@ def check_graph(nodes: dict[str, NodeConfig]) -> Graph:
     _check_ends(graph)
     for name, node in nodes.items():
         _check_entry(node, graph)
+        if len(before[name]) > 1 and not node.options.map:
+            node.options.map = _automatic_map(node, graph)
         if node.options.map:
             with located(f"node {name!r}"):
                 graph.maps[name] = parse_map(node.options.map)
@@ -108,12 +111,18 @@ def _check_entry(node: NodeConfig, graph: Graph) -> None:
         value = getattr(node.options, key)
         if value and not before:
             raise ConfigError(f"node {node.name!r}: {key} = {shown(value)}, but nothing leads to this node")
-    if len(before) > 1 and not node.options.map:
-        example = ", ".join(f"{name}[result:{'data' if i == 0 else name}]" for i, name in enumerate(before))
-        raise ConfigError(
-            f"node {node.name!r} has several predecessors, {_listed(before)}: say what it takes from which, "
-            f"such as map = {example!r}"
-        )
+
+
+def _automatic_map(node: NodeConfig, graph: Graph) -> str:
+    """What v0's successor takes at a join: the result of one of the predecessors."""
+    before = graph.before[node.name]
+    example = ", ".join(f"{name}[result:{'data' if i == 0 else name}]" for i, name in enumerate(before))
+    _say(
+        f"node {node.name!r} has several predecessors, {_listed(before)}, and no map: its data is the result "
+        "of the first of them, by name, that ran, and what the others found is dropped. Say what it takes "
+        f"from which, such as map = {example!r}, or map = {AUTOMATIC!r} if that is meant"
+    )
+    return AUTOMATIC
 
 
 def _check_sources(name: str, graph: Graph) -> None:

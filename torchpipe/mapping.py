@@ -87,12 +87,14 @@ class Mapping:
     Args:
         name: the node it belongs to.
         sources: what to take.
-        before: the node's direct predecessors, in order of declaration, for sources without a name.
+        before: the node's direct predecessors; a source without a name asks them in order of their names.
     """
 
     def __init__(self, name: str, sources: tuple[Source, ...], before: list[str]) -> None:
         self.name = name
-        self._sources = [([source.node] if source.node else before, source.pairs) for source in sources]
+        self._sources = [
+            ([source.node] if source.node else sorted(before), source.pairs) for source in sources
+        ]
         self.reads = {node for nodes, _ in self._sources for node in nodes}
 
     def apply(self, left: dict[str, tuple[Request, bool]]) -> Request:

@@ -5,15 +5,34 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, WithJsonSchema
 
-from .component import Blueprint, Scope, Setting, resolve
+from .component import Blueprint, Scope, Setting, keys_of, resolve
 from .errors import ConfigError, located, nearest, shown
 from .expression import parse, parse_groups
-from .parameters import parameters_of
+from .parameters import Parameter, parameters_of
 
 Weighing = Literal[
     "", "Batching", "SortSchedule", "ScoreSchedule", "BaselineSchedule", "Schedule", "ScheduleV3"
+]
+
+AUTOMATIC = 4.0
+"""What ``batching_timeout = -1`` asks for, in milliseconds: v0's successor waited so long by itself."""
+
+
+def _timeout(milliseconds: float) -> float:
+    if milliseconds == -1:
+        return AUTOMATIC
+    if milliseconds < 0:
+        raise ValueError("write milliseconds, 0 or more, or -1 for a limit of 4")
+    return milliseconds
+
+
+Timeout = Annotated[
+    float,
+    Field(ge=-1, le=3_600_000, allow_inf_nan=False),
+    AfterValidator(_timeout),
+    WithJsonSchema({"type": "number", "minimum": 0, "maximum": 3_600_000}),
 ]
 
 
@@ -26,7 +45,7 @@ class NodeOptions:
     map: str = ""
     filter: str = ""
     instance_num: Annotated[int, Field(ge=1, le=1024)] = 1
-    batching_timeout: Annotated[float, Field(ge=0, le=3_600_000, allow_inf_nan=False)] = 0.0
+    batching_timeout: Timeout = 0.0
     on_error: Literal["split", "batch"] = "split"
     max_queue: Annotated[int, Field(ge=0)] = 0
     priority_ageing: Annotated[float, Field(ge=0, le=3_600_000, allow_inf_nan=False)] = 0.0
@@ -106,9 +125,11 @@ def _read_options(scope: Scope, ignore: tuple[str, ...] = ()) -> tuple[NodeOptio
     settings = {}
     for name, parameter in parameters_of(NodeOptions).items():
         found = scope.find("Interpreter::backend", name) if name == "backend" else scope.find(name)
+        if name == "filter" and found is None:
+            found = _fallback(scope)
         if found is None or name in ignore:
             found = parameter.default, "default"
-        value, source = found
+        value, source = scope.first_of_group(parameter, *found)
         if name == "backend" and not isinstance(value, str):
             raise ConfigError(
                 f"node {scope.node!r}: backend is a name, not {shown(value)}; see torchpipe.register_backend"
@@ -121,21 +142,49 @@ def _read_options(scope: Scope, ignore: tuple[str, ...] = ()) -> tuple[NodeOptio
     return options, settings
 
 
-def read_node(scope: Scope) -> NodeConfig:
-    """A node with instances of its own."""
+def _fallback(scope: Scope) -> tuple[Any, str] | None:
+    """``or = true``, as v0's successor writes ``filter = "or"``."""
+    found = scope.find("or")
+    if found is None:
+        return None
+    wanted = Parameter("or", bool).coerce(found[0], f"node {scope.node!r}")
+    return ("or", found[1]) if wanted else None
+
+
+def _read_groups(scope: Scope) -> tuple[list[Scope], list[tuple[NodeOptions, dict[str, Setting]]], list]:
+    """For each group of instances what it can see, its options, and the blueprint of its backend.
+
+    ``&`` between backends makes groups, and so does ``&`` in a parameter, unless that takes any text: which
+    parameters there are is known only once the backend is resolved.
+    """
     where = f"node {scope.node!r}"
-    parts = [scope]
     found = scope.find("Interpreter::backend", "backend")
+    count = 1
     if found is not None and isinstance(found[0], str):
         with located(f"{where}: backend"):
             count = len(parse_groups(found[0]))
-        parts = scope.split(count) if count > 1 else parts
-    read = [_read_options(part) for part in parts]
-    groups = []
-    for part, (options, _) in zip(parts, read, strict=True):
-        with located(f"{where}: backend"):
-            component = parse(options.backend)
-        groups.append(GroupConfig(options.instance_num, resolve(component, part)))
+    parts = scope.split(count)
+    while True:
+        read = [_read_options(part) for part in parts]
+        blueprints = []
+        for part, (options, _) in zip(parts, read, strict=True):
+            with located(f"{where}: backend"):
+                component = parse(options.backend)
+            blueprints.append(resolve(component, part))
+        most = max(len(values) for part in parts for values in ((), *part.grouped.values()))
+        if most <= len(parts):
+            return parts, read, blueprints
+        parts = scope.split(most, [key for part in parts for key in part.grouped] if count == 1 else None)
+
+
+def read_node(scope: Scope) -> NodeConfig:
+    """A node with instances of its own."""
+    where = f"node {scope.node!r}"
+    parts, read, blueprints = _read_groups(scope)
+    groups = [
+        GroupConfig(options.instance_num, blueprint)
+        for (options, _), blueprint in zip(read, blueprints, strict=True)
+    ]
     options, settings = read[0]
     options.batching_timeout = max(other.batching_timeout for other, _ in read)
     if any(part.takes_all for part in parts):
@@ -148,10 +197,17 @@ def read_node(scope: Scope) -> NodeConfig:
     return NodeConfig(scope.node, options, settings, groups, scope.node, partition, scope, weigh)
 
 
-def read_sharing(scope: Scope, lender: NodeConfig) -> NodeConfig:
-    """A node that uses the instances of ``lender``; what it says of a backend of its own is ignored."""
+def read_sharing(scope: Scope, lender: NodeConfig, reached: bool) -> NodeConfig:
+    """A node that uses the instances of ``lender``; what it says of a backend of its own is ignored.
+
+    ``reached`` says whether anything leads to it.
+    """
     options, settings = _read_options(scope, ("backend", "instance_num", "instances_grp"))
-    scope.takes_all = True
+    _refuse_table(scope, lender, reached)
+    own = scope.own.get("backend")
+    keys, open_ended = keys_of(own) if isinstance(own, str) else (set(), False)
+    scope.taken |= lender.scope.taken | keys
+    scope.takes_all |= lender.scope.takes_all or open_ended
     count = len(lender.partition)
     if options.active_instances_grp >= count:
         raise ConfigError(
@@ -161,6 +217,20 @@ def read_sharing(scope: Scope, lender: NodeConfig) -> NodeConfig:
     if "." in scope.node and settings["active_instances_grp"].source == "default":
         options.active_instances_grp = lender.options.active_instances_grp
     return NodeConfig(scope.node, options, settings, lender.groups, lender.name, lender.partition, scope)
+
+
+def _refuse_table(scope: Scope, lender: NodeConfig, reached: bool) -> None:
+    """``[a.Sleep]`` below ``[a]`` is a node of TOML's, not a place for the parameters of a's Sleep."""
+    _, _, alias = scope.node.partition(".")
+    names = {part.component.name for group in lender.groups for part in group.blueprint.walk()}
+    given = [key for key in scope.own if key not in ("next", "map", "filter", "or", "backend")]
+    if alias in names and given and not reached and not scope.own.get("next"):
+        key, physical = given[0], lender.name
+        raise ConfigError(
+            f"node {scope.node!r}: a table or dict of this name is a node that uses the instances of "
+            f"{physical!r}, and nothing leads to it; its {shown(key)} does not reach the backend {alias}. "
+            f"Write {shown(f'{alias}::{key}')} = {shown(scope.own[key])} in node {physical!r} instead"
+        )
 
 
 def _partition(node: str, options: NodeOptions, total: int) -> list[list[int]]:

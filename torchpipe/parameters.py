@@ -18,6 +18,9 @@ from .request import substitute
 BracketText = Annotated[str, "bracket"]
 """A parameter that receives the text between the brackets as it is, such as ``a,b`` of ``Remove[a,b]``."""
 
+Reflected = Annotated[str, "reflected"]
+"""A backend that is replaced by what a key of the node names, ``key,default``, before anything is built."""
+
 WholeConfig = Annotated[dict, "config"]
 """A parameter that receives every key of the node, so that no key of that node can be unknown."""
 
@@ -58,6 +61,9 @@ Number = typing.Union[int, float]
 Numbers = list[float]
 
 _LAX = pydantic.ConfigDict(arbitrary_types_allowed=True, coerce_numbers_to_str=True)
+MARKED = ("bracket", "config", "copies", "shared", "reflected")
+"""Kinds of parameters that their types say, besides those that are backends."""
+
 _MISSING = inspect.Parameter.empty
 
 
@@ -96,6 +102,11 @@ class Parameter:
         if "per instance" in getattr(self.annotation, "__metadata__", ()):
             return True
         return not {str, Any, object} & set(_options(self.annotation))
+
+    @property
+    def grouped(self) -> bool:
+        """Whether ``&`` parts the values of groups of instances: for models, and where no text is meant."""
+        return self.each or self.path == "path" or self.name == "model"
 
     @functools.cached_property
     def path(self) -> str:
@@ -148,7 +159,7 @@ class Parameter:
         except ValueError as error:  # pydantic's own, or Python's for a number of 5000 digits
             reason = str(error)
             if isinstance(error, pydantic.ValidationError):
-                reason = error.errors(include_url=False)[0]["msg"]
+                reason = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
             reason = f"{reason[0].lower()}{reason[1:]} (accepts {self.accepts})"
             raise ConfigError(f"{where}: {self.name} = {shown(value)}: {reason}") from None
 
@@ -214,7 +225,7 @@ def _kind(annotation: Any) -> str:
     if annotation == list[Backend]:
         return "children"
     metadata = getattr(annotation, "__metadata__", ())
-    return metadata[0] if metadata and metadata[0] in ("bracket", "config", "copies", "shared") else "value"
+    return metadata[0] if metadata and metadata[0] in MARKED else "value"
 
 
 def _options(annotation: Any) -> list[Any]:

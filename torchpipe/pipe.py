@@ -202,7 +202,7 @@ class Pipe:
             self._entrance.refuse_closed()
             if self.config.unscheduled:
                 raise ConfigError("a backend without a scheduler cannot be reloaded")
-            config = load(changed(self._given, node, changes))
+            config = load(changed(self._given, node, changes), self.config.folder)
             if config.nodes[node].lender != node:
                 raise ConfigError(
                     f"node {node!r} uses the instances of {config.nodes[node].lender!r}; reload that one"

@@ -26,6 +26,9 @@ _originals: dict[str, Any] = {}  # what the user registered, by name: for Python
 _filters: dict[str, Any] = {}
 _lock = threading.RLock()
 
+GIVES_WAY = {"Composite": "Sequential", "C": "Sequential"}
+"""Names of v0 that a user may well choose for something else: ours where nobody did."""
+
 
 def register_backend(target: Any = None, *names: str, max: int | None = None) -> Any:
     """Make a backend known by name; usable as a call or as a decorator.
@@ -102,7 +105,7 @@ def is_registered(name: str) -> bool:
     """Whether there is a backend of this name."""
     with contextlib.suppress(ImportError):
         _load(name)
-    return name in _backends
+    return name in _backends or name in GIVES_WAY
 
 
 def list_backends() -> list[str]:
@@ -124,6 +127,8 @@ def built_in(*names: str) -> Callable[[type], type]:
 
 def backend_class(name: str) -> type[Backend]:
     """The class registered under ``name``, or a ConfigError that offers the nearest names."""
+    if name not in _backends:
+        name = GIVES_WAY.get(name, name)
     try:
         _load(name)
         return _backends[name]

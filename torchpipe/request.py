@@ -46,3 +46,10 @@ def substitute(text: str) -> str:
         return CONSTANTS[name]
 
     return re.sub(r"TASK_\w*_KEY", value, text)
+
+
+def with_constants(value: Any) -> Any:
+    """``value``, or a text with the names of constants in it replaced; other names like these stay."""
+    if not isinstance(value, str) or "TASK_" not in value:
+        return value
+    return re.sub(r"TASK_\w*?_KEY", lambda match: CONSTANTS.get(match.group(), match.group()), value)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from .engine.instance import KEPT
+from .engine.node import Tally
 from .engine.nodes import Nodes
 from .engine.stage import Stage
 
@@ -16,10 +17,30 @@ def node_stats(nodes: Nodes) -> dict[str, dict[str, Any]]:
     figures: dict[str, dict[str, Any]] = {}
     for name, node in nodes.by_name.items():
         if node.jump is not None:
-            figures[name] = node.tally.figures()
+            figures[name] = jump_stats(node.tally)
         elif isinstance(node.stage, Stage):
             figures[name] = stage_stats(node.stage)
     return figures
+
+
+def jump_stats(tally: Tally) -> dict[str, Any]:
+    """The figures of a Jump, in the same shape, and how many ``parts`` it has sent.
+
+    A request goes alone and waits for nobody; ``running`` are those whose parts are away, and ``run_ms`` is
+    how long they were.
+    """
+    return {
+        "requests": tally.requests,
+        "errors": tally.errors,
+        "no_result": tally.no_result,
+        "queued": 0,
+        "running": tally.away,
+        "batch_sizes": {1: tally.requests} if tally.requests else {},
+        "closed": {"alone": tally.requests} if tally.requests else {},
+        "run_ms": percentiles(tally.newest()),
+        "wait_ms": percentiles(()),
+        "parts": tally.parts,
+    }
 
 
 def stage_stats(stage: Stage) -> dict[str, Any]:

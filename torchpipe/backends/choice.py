@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from ..errors import ConfigError, RequestError, shown
-from ..parameters import Key
+from ..parameters import Key, Reflected
 from ..registry import built_in
 from ..request import Request
 from .base import UNLIMITED, Backend, run_in_pieces
@@ -101,6 +101,27 @@ class NotHasKey(HasKey):
 
     def wanted(self, request: Request) -> bool:
         return not super().wanted(request)
+
+
+@built_in("ProxyFromParam")
+class Reflect(Backend):
+    """Stands for the backend that a key of the node names: ``S[Reflect[decoder,DecodeMat],ResizeMat]``.
+
+    The key's value is an expression; it takes the place of ``Reflect`` before anything is built.
+
+    Args:
+        key: the name of the key, and behind a comma the backend where it is not set.
+
+    Raises:
+        ConfigError: the key is not set, and there is no backend for that case.
+
+    Example:
+        >>> run("Reflect[way,Identity]", {"data": 1}, way="Add[seen:yes]")["seen"]
+        'yes'
+    """
+
+    def __init__(self, key: Reflected) -> None:
+        raise ConfigError("Reflect is replaced by the backend that its key names, never built")
 
 
 @built_in()

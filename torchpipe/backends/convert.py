@@ -39,6 +39,8 @@ class CvtColorMat(Backend):
         [[[3, 2, 1]]]
     """
 
+    shared = True
+
     def __init__(self, color: Color) -> None:
         self.color = color
 
@@ -72,6 +74,8 @@ class FloatMat(Backend):
         >>> run("FloatMat", {"data": np.full((2, 2, 3), 200, np.uint8)})["result"].dtype
         dtype('float32')
     """
+
+    shared = True
 
     def forward_one(self, request: Request) -> None:
         image = mat(request, "FloatMat")
@@ -122,6 +126,8 @@ class Any2Mat(Backend):
         >>> run("Any2Mat", {"data": [[0.5, 1.0], [2.0, 4.0]]})["result"].shape
         (2, 2)
     """
+
+    shared = True
 
     def __init__(self, alpha: bool = False) -> None:
         self.alpha = alpha

@@ -34,6 +34,8 @@ class CropMat(Backend):
         ((30, 20, 3), (10.0, 5.0))
     """
 
+    shared = True
+
     def forward_one(self, request: Request) -> None:
         image = mat(request, "CropMat")
         x1, y1, x2, y2 = map(int, one_box(request, "CropMat"))
@@ -66,6 +68,8 @@ class CropResizeMat(Backend):
         >>> run("CropResizeMat", request, resize_h=8, resize_w=8)["inverse_trans"](8, 8)
         (60.0, 30.0)
     """
+
+    shared = True
 
     def __init__(
         self,

@@ -54,6 +54,8 @@ class DecodeMat(Backend):
         ((4, 6, 3), 'bgr')
     """
 
+    shared = True
+
     def __init__(
         self,
         mode: Mode = "bgr",

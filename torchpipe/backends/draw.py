@@ -65,6 +65,8 @@ class DrawBoxesMat(Backend):
         [0, 0, 255]
     """
 
+    shared = True
+
     def __init__(
         self,
         box_color: Numbers = [0, 255, 0],  # noqa: B006
@@ -118,6 +120,8 @@ class DrawTextMat(Backend):
         >>> run("DrawTextMat", request, text_key="class")["result"].any()
         np.True_
     """
+
+    shared = True
 
     def __init__(
         self,

@@ -58,6 +58,8 @@ class EncodeMat(Backend):
         b'\\x89PNG'
     """
 
+    shared = True
+
     def __init__(
         self,
         format: Format = "jpeg",
@@ -81,6 +83,8 @@ class EncodeMat(Backend):
 
 class _Saving(Backend):
     """Writes images into a folder, for debugging."""
+
+    shared = True
 
     def __init__(self, save_dir: FilePath) -> None:
         self.folder = Path(save_dir)

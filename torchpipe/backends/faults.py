@@ -19,6 +19,8 @@ class C10Exception(Backend):
         IndexError: C10Exception always raises
     """
 
+    shared = True
+
     def forward_one(self, request: Request) -> None:
         raise IndexError("C10Exception always raises")
 
@@ -33,6 +35,8 @@ class RuntimeError(Backend):
         RuntimeError: this backend always raises
     """
 
+    shared = True
+
     def forward_one(self, request: Request) -> None:
         raise builtins.RuntimeError("this backend always raises")
 
@@ -46,6 +50,8 @@ class InvalidArgumentError(Backend):
         Traceback (most recent call last):
         ValueError: InvalidArgumentError always raises
     """
+
+    shared = True
 
     def forward_one(self, request: Request) -> None:
         raise ValueError("InvalidArgumentError always raises")

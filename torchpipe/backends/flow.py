@@ -74,7 +74,8 @@ class Sequential(Backend):
     A request whose filter breaks stops there, and the others go on. At most one child may have a batch
     limit of its own: it sets that of the whole, and children that take one request get the batch one by
     one. Else one child of limit 1 is enough to make the whole take single requests, so that several
-    instances share them.
+    instances share them. ``Composite`` (``C``), v0's chain around a scheduler, is the same where nobody has
+    registered another backend of that name.
 
     Args:
         children: two or more backends, each with a filter in front if wanted: ``S[A,(or)B,C]``.

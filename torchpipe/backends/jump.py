@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from collections.abc import Callable
 from typing import Any, Literal
 
-from ..errors import ConfigError, MergeError, MissingKeyError, RequestError
+from ..errors import ConfigError, MergeError, MissingKeyError, RequestError, shown
 from ..parameters import BracketText
 from ..reason import Reason, forget, told
 from ..registry import built_in
-from ..request import REASON_KEY, TASK_NODE_NAME_KEY, TASK_REQUEST_SIZE_KEY, Request
+from ..request import REASON_KEY, TASK_NODE_NAME_KEY, TASK_REQUEST_SIZE_KEY, Request, substitute
 from .base import UNLIMITED, Backend
 
 Outcome = tuple[Request, "BaseException | None"]
@@ -29,8 +31,9 @@ class Jump(Backend):
     As the whole backend of a node it occupies no instance and no thread while it waits. Inside another
     backend, such as ``S[A,Jump[x]]``, that instance waits.
 
-    A subclass may override :meth:`split` and :meth:`merge` to send several parts of a request. There is one
-    object for the node, and several threads call its methods at once.
+    A subclass may override :meth:`split` and :meth:`merge` to send several parts of a request; v0's
+    ``merge(parts)``, which returns a dict of what the request gets, does as well. There is one object for the
+    node, and several threads call its methods at once.
 
     Args:
         target: the node, between the brackets: ``Jump[rec]``.
@@ -62,6 +65,13 @@ class Jump(Backend):
                 f"{self.target!r}: it goes to one node; for several put a node with next = {self.target!r} "
                 "in front of them, one behind them that maps what they give, and jump to the first"
             )
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Let ``merge(parts)`` of v0, which returns what the request gets, be ``merge(request, parts)``."""
+        super().__init_subclass__(**kwargs)
+        own = cls.__dict__.get("merge")
+        if inspect.isfunction(own) and len(inspect.signature(own).parameters) == 2:
+            cls.merge = _merging(own)  # type: ignore[method-assign, assignment]
 
     def split(self, request: Request) -> list[Request]:
         """The parts of ``request`` that are sent, each a request of its own; here a copy of it."""
@@ -216,5 +226,19 @@ class MapReduce(Jump):
         )
 
 
+def _merging(merge: Callable[[Any, list[Request]], Any]) -> Callable[[Any, Request, list[Request]], None]:
+    @functools.wraps(merge)
+    def into(self: Any, request: Request, parts: list[Request]) -> None:
+        merged = merge(self, parts)
+        if not isinstance(merged, dict):
+            raise RequestError(
+                f"{type(self).__name__}: merge(parts) must return a dict of what the request gets, not "
+                f"{shown(merged)}; merge(request, parts) writes into the request itself"
+            )
+        request.update({key: value for key, value in merged.items() if key not in KEPT})
+
+    return into
+
+
 def _keys(text: str) -> list[str]:
-    return [key.strip() for key in text.split(",") if key.strip()]
+    return [key.strip() for key in substitute(text).split(",") if key.strip()]

@@ -14,6 +14,7 @@ from .pad import Padding, PadValue, fitted
 class _Fitting(Backend):
     """Resizes in proportion into max_w x max_h and pads what is left over."""
 
+    shared = True
     centred = False
 
     def __init__(self, max_h: int, max_w: int, padding: Padding) -> None:

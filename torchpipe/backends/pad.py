@@ -109,6 +109,8 @@ class FixHResizePadMat(Backend):
         (48, 192, 3)
     """
 
+    shared = True
+
     def __init__(
         self,
         resize_h: Size,
@@ -145,6 +147,8 @@ class DynamicFixHResizePadMat(Backend):
         (48, 160, 3)
     """
 
+    shared = True
+
     def __init__(self, resize_h: Optional[Size] = None, pad_value: PadValue = 0.0) -> None:
         self.height = resize_h
         self.padding = Padding("DynamicFixHResizePadMat", pad_value)
@@ -176,6 +180,8 @@ class CopyMakeBorderMat(Backend):
         >>> run("CopyMakeBorderMat", request, border="replicate")["result"].shape
         (22, 65, 3)
     """
+
+    shared = True
 
     def __init__(self, border: Border = "constant", pad_value: PadValue = 0.0) -> None:
         self.padding = Padding("CopyMakeBorderMat", pad_value, border=border)

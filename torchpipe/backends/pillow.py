@@ -23,6 +23,8 @@ Resample = Literal["nearest", "box", "bilinear", "hamming", "bicubic", "lanczos"
 
 
 class _PillowResizing(Backend):
+    shared = True
+
     def __init__(self, resize_h: int, resize_w: int, filter: Resample) -> None:
         from PIL import Image  # here, since few pipes resize with Pillow
 

@@ -47,6 +47,8 @@ class ResizeMat(Backend):
         (2, 3, 3)
     """
 
+    shared = True
+
     def __init__(self, resize_h: Size, resize_w: Size) -> None:
         self.height, self.width = resize_h, resize_w
 
@@ -70,6 +72,8 @@ class DynamicResizeMat(Backend):
         >>> run("DynamicResizeMat", request)["result"].shape
         (2, 3, 3)
     """
+
+    shared = True
 
     def forward_one(self, request: Request) -> None:
         height, width = (wanted_size(request, key, "DynamicResizeMat") for key in ("resize_h", "resize_w"))
@@ -99,6 +103,8 @@ class FixRatioResizeMat(Backend):
         >>> request["inverse_trans"](60, 30)
         (80.0, 40.0)
     """
+
+    shared = True
 
     def __init__(self, max_w: Size, max_h: Size) -> None:
         self.max_w, self.max_h = max_w, max_h
@@ -152,6 +158,7 @@ class AlignMat(Backend):
     """
 
     max = UNLIMITED
+    shared = True
 
     def __init__(self, resize_h: Size, max_w: Size, align: Count = 32) -> None:
         check_alignment(max_w, align)
@@ -185,6 +192,8 @@ class BatchFixHLimitW(Backend):
         >>> run("BatchFixHLimitW", {"data": np.zeros((10, 39, 3), np.uint8)}, **keys)["max_w"]
         '96'
     """
+
+    shared = True
 
     def __init__(self, resize_h: Size, max_w: Size, max: BatchMax, align: Count = 32) -> None:
         check_alignment(max_w, align)

@@ -56,6 +56,8 @@ class DBBoxes(Backend):
         [[13.0, 13.0], [87.0, 13.0], [87.0, 37.0], [13.0, 37.0]]
     """
 
+    shared = True
+
     def __init__(
         self,
         thresh: Probability = 0.3,

@@ -79,6 +79,8 @@ class PerspectiveTransformMat(Backend):
         (20, 30, 3)
     """
 
+    shared = True
+
     def forward_one(self, request: Request) -> None:
         name = "PerspectiveTransformMat"
         image = mat(request, name)
@@ -108,6 +110,8 @@ class PerspectiveTransformMats(Backend):
         >>> [image.shape for image in run("PerspectiveTransformMats", request)["result"]]
         [(20, 30, 3), (9, 9, 3)]
     """
+
+    shared = True
 
     def forward_one(self, request: Request) -> None:
         name = "PerspectiveTransformMats"
@@ -143,6 +147,8 @@ class WarpAffineMat(Backend):
         >>> run("WarpAffineMat", request, target_h=20, target_w=20)["result"].shape
         (20, 20, 3)
     """
+
+    shared = True
 
     def __init__(self, target_h: Size, target_w: Size, pad_value: PadValue = 0.0) -> None:
         self.size = (target_w, target_h)

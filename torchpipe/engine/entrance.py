@@ -35,7 +35,7 @@ class Entrance:
         self.count_in = iter(functools.partial(self.inside.append, None), False)
         self.alarm = nodes.alarm
         self._nodes = nodes
-        self._roots = graph.roots
+        self._roots = nodes.entries(graph.roots)
         self._single = len(config.nodes) == 1
         self.restart = config.restart
         limits = config.limits

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterable
 from typing import Any, Protocol, Union
 
@@ -235,6 +236,7 @@ class Parts:
         self._node, self._request = node, request
         self._outcomes: list[Any] = [None] * count
         self._missing = count
+        self._began = time.perf_counter()
         self.failed = False
         self._lock = threading.Lock()
 
@@ -267,6 +269,7 @@ class Parts:
         journey, node, request = self.journey, self._node, self._request
         assert node.jump is not None
         outcomes, self._outcomes = self._outcomes, []
+        node.tally.back(time.perf_counter() - self._began)
         if journey.over():
             return journey.end()
         try:

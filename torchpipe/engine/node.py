@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -12,6 +13,7 @@ from ..filters import Filter, Status
 from ..mapping import Mapping
 from ..reason import forget, not_run
 from ..request import Request
+from .instance import KEPT
 from .stage import Stage
 from .unscheduled import Unscheduled
 
@@ -20,29 +22,36 @@ if TYPE_CHECKING:
 
 
 class Tally:
-    """What a node counted that has no instances."""
+    """What a node counted and measured that has no instances: a Jump.
+
+    Its counts are ``requests``, ``errors``, ``parts`` and ``away`` (requests that wait for their parts);
+    ``times`` are the seconds for which the newest were away.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._requests = self._errors = self._no_result = self._parts = 0
+        self.requests = self.errors = self.no_result = self.parts = self.away = 0
+        self.times: deque[float] = deque(maxlen=KEPT)
 
     def add(self, requests: int = 0, errors: int = 0, no_result: int = 0, parts: int = 0) -> None:
         """Count these."""
         with self._lock:
-            self._requests += requests
-            self._errors += errors
-            self._no_result += no_result
-            self._parts += parts
+            self.requests += requests
+            self.errors += errors
+            self.no_result += no_result
+            self.parts += parts
+            self.away += requests if parts else 0
 
-    def figures(self) -> dict[str, int]:
-        """What was counted so far."""
+    def back(self, seconds: float) -> None:
+        """The parts of a request have all come back, after so long."""
         with self._lock:
-            return {
-                "requests": self._requests,
-                "errors": self._errors,
-                "no_result": self._no_result,
-                "parts": self._parts,
-            }
+            self.away -= 1
+            self.times.append(seconds)
+
+    def newest(self) -> list[float]:
+        """A copy of the times."""
+        with self._lock:
+            return list(self.times)
 
 
 @dataclass(eq=False)

@@ -7,6 +7,7 @@ import functools
 import threading
 from types import ModuleType
 
+from ..backends.base import Backend
 from ..backends.jump import Jump, MapReduce, Outcome
 from ..config import PipeConfig
 from ..errors import ConfigError, nearest, note
@@ -44,7 +45,10 @@ class Nodes:
         self.by_name: dict[str, Node] = {}
         self.watchdog: Watchdog | None = None
         self.streams: ModuleType | None = None  # torchpipe.streams, where a node has a GPU
+        self._environment: list[Backend] = []  # what is neither a node nor in one
         try:
+            for blueprint in config.environment:
+                blueprint.build(0, self._environment)
             for node in owners:
                 self.owned[node.name] = Instances(node, self.pool, self.alarm, config.unscheduled)
             for node in config.nodes.values():
@@ -116,8 +120,15 @@ class Nodes:
         self.pool.close()
         with contextlib.ExitStack() as stack:  # each is released, whatever another one raises
             stack.callback(self.pool.loop.close)  # last, since backends may await something to close
+            for backend in self._environment:
+                stack.callback(backend.close)
             for instances in self.owned.values():
                 stack.callback(instances.release)
+
+    def entries(self, roots: list[str]) -> list[str]:
+        """The roots at which requests of callers start: not those to which only jumps lead, if others are."""
+        reached = {jump.target for owned in self.owned.values() for jump in owned.jumps}
+        return [name for name in roots if name not in reached] or roots
 
     # Connecting
 
@@ -126,7 +137,7 @@ class Nodes:
         made = Node(node.name, stage)
         if graph.before[node.name]:
             # what a map has put together runs as it is; what comes straight from a node is swapped
-            condition = node.options.filter or ("" if node.options.map else "swap")
+            condition = node.options.filter or ("" if node.name in graph.maps else "swap")
             made.filter = _make_filter(node, condition) if condition else None
         if node.name in graph.maps:
             made.mapping = Mapping(node.name, graph.maps[node.name], graph.before[node.name])
