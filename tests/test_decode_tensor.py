@@ -59,13 +59,13 @@ def test_gray_cmyk_progressive_and_png_files_become_three_channels():
         np.testing.assert_array_equal(decoded(data)["result"][0].permute(1, 2, 0).numpy(), rgb(data))
 
 
-@pytest.mark.parametrize("data", [b"junk", b"\xff\xd8\xff", PHOTO[:200], "text"])
+@pytest.mark.parametrize("data", [b"", b"junk", b"\xff\xd8\xff", PHOTO[:200], "text"])
 def test_what_is_no_image_gives_no_result(data):
     assert "result" not in decoded(data)
 
 
-@pytest.mark.parametrize("data", [b"", 5, torch.zeros(3)])
-def test_no_bytes_are_an_error(data):
+@pytest.mark.parametrize("data", [5, torch.zeros(3)])
+def test_what_is_not_bytes_is_an_error(data):
     with pytest.raises(torchpipe.RequestError, match="bytes of an image file"):
         decoded(data)
 

@@ -24,6 +24,7 @@ KEYS = {
     "-10",
     "-1",
     "cpu_usage",
+    "gpu_usage",
 }
 
 

@@ -205,7 +205,7 @@ def test_what_is_neither_file_nor_module_is_refused(given):
         ({"max_batch_size": 4}, "'max_batch_size'.* Did you mean 'max'"),
         ({"max": 0}, "max = 0"),
         ({"instance_num": 0}, "instance_num = 0"),
-        ({"batching_timeout": -1}, "batching_timeout = -1"),
+        ({"batching_timeout": -2}, "batching_timeout = -2"),
         ({"precision": "int4"}, "precision = 'int4'"),
         ({"threads": 0}, "threads = 0"),
         ({"device": "cuda:77"}, "device = 'cuda:77'"),

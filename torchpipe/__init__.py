@@ -1,5 +1,8 @@
 """Serving inside PyTorch with many threads: from a small config to one thread-safe function."""
 
+import importlib as _importlib
+from typing import Any as _Any
+
 from . import environment as environment  # first: CUDA reads it when it starts
 from .backends.base import Backend
 from .backends.jump import Jump, MapReduce
@@ -38,6 +41,14 @@ from .request import (
     TASK_NODE_NAME_KEY,
     TASK_RESULT_KEY,
 )
+
+
+def __getattr__(name: str) -> _Any:
+    """The tools of ``torchpipe.utils`` are imported when somebody uses them."""
+    if name == "utils":
+        return _importlib.import_module("torchpipe.utils")
+    raise AttributeError(f"module 'torchpipe' has no attribute {name!r}")
+
 
 __version__ = "0.1.0"
 

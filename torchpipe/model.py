@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .encryption import SUFFIX
-from .errors import ConfigError, NoResultError, shown
+from .errors import ConfigError, NoResultError, RequestError, shown
 from .pipe import Pipe
 from .reason import told
 
@@ -36,20 +36,21 @@ class Model:
     def __init__(self, config: dict[str, Any], warmup: Any = ()) -> None:
         self.pipe = Pipe(config, warmup=warmup)
 
-    def __call__(self, *inputs: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
+    def __call__(self, *inputs: torch.Tensor, data: Any = None) -> torch.Tensor | list[torch.Tensor]:
         """The network's output for ``inputs``: one tensor of k rows (k x ...) for each input of the network.
 
-        Returns a tensor of k rows, or a list of them if the network has several outputs.
+        ``data``, one tensor or a list of them, is another way to give them. Returns a tensor of k rows, or a
+        list of them if the network has several outputs.
 
         Raises:
-            RequestError: the inputs do not fit the network.
+            RequestError: the inputs do not fit the network, or come in both ways.
             NoResultError: the network gave nothing.
         """
-        request = self._request(inputs)
+        request = self._request(inputs, data)
         self.pipe(request)
         return _result(request)
 
-    def submit(self, *inputs: torch.Tensor) -> Future:
+    def submit(self, *inputs: torch.Tensor, data: Any = None) -> Future:
         """The same without waiting: a future of the output, which may be cancelled until it starts."""
         outer: Future = Future()
 
@@ -61,7 +62,7 @@ class Model:
             except BaseException as error:
                 outer.set_exception(error)
 
-        started = self.pipe.submit(self._request(inputs))
+        started = self.pipe.submit(self._request(inputs, data))
         started.add_done_callback(finish)
         outer.add_done_callback(lambda future: started.cancel() if future.cancelled() else None)
         return outer
@@ -77,12 +78,18 @@ class Model:
         self.close()
 
     @staticmethod
-    def _request(inputs: tuple) -> dict[str, Any]:
+    def _request(inputs: tuple, data: Any) -> dict[str, Any]:
+        if data is not None:
+            if inputs:
+                raise RequestError(
+                    "the inputs of the network come either as they are or as data = ..., not both"
+                )
+            return {"data": data}
         return {"data": inputs[0] if len(inputs) == 1 else list(inputs)}
 
 
 def model(
-    path_or_module: str | os.PathLike | torch.nn.Module,
+    path_or_module: str | os.PathLike | torch.nn.Module | None = None,
     *,
     max: int = 1,
     instance_num: int = 1,
@@ -102,7 +109,7 @@ def model(
     tensor([[1., 1.]])
 
     Args:
-        path_or_module: a file or an ``nn.Module``.
+        path_or_module: a file or an ``nn.Module``; ``model = ...`` is the same.
         max: the most calls that are batched together.
         instance_num: how many copies run at the same time.
         batching_timeout: the longest that a call waits for company, in milliseconds, where that pays.
@@ -117,6 +124,8 @@ def model(
     """
     import torch
 
+    if path_or_module is None:
+        path_or_module = parameters.pop("model", None)
     for key in ("backend", "model"):
         if key in parameters:
             raise ConfigError(f"{key} = {shown(parameters[key])}: it follows from the network given")

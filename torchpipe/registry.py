@@ -35,8 +35,10 @@ def register_backend(target: Any = None, *names: str, max: int | None = None) ->
 
     ``target`` is a :class:`Backend` subclass, a class in v0's style (``init(config)``, ``forward(list)``),
     an ``nn.Module``, or a function ``result = f(data)`` (with ``max=8``: ``results = f(list_of_data)`` for up
-    to 8 requests at once). Without a name its own name is taken. A name that a user registered before is
-    replaced; torchpipe's own names cannot be.
+    to 8 requests at once). It may also be one object of such a class: all instances of all nodes use it, one
+    at a time unless it says ``shared = True``, and closing a pipe leaves it open. Without a name its own name
+    is taken, or that of its class. A name that a user registered before is replaced; torchpipe's own names
+    cannot be.
 
     A function that returns None (of a list: for one of them) has no ``result`` for that request: it could not
     be processed, and its ``reason`` says so. A class writes ``request["result"]``; to return a value
@@ -59,9 +61,13 @@ def register_backend(target: Any = None, *names: str, max: int | None = None) ->
         for each in given:
             _check_name(each, "backend")
         return lambda decorated: register_backend(decorated, *given, max=max)
+    from .backends.given import class_of, is_given
     from .backends.python import adapt
 
     names = names or (getattr(target, "__name__", type(target).__name__),)
+    given = target
+    if is_given(target):
+        target = class_of(target, names[0])
     with _lock:
         for name in names:
             _check_name(name, "backend")
@@ -69,18 +75,23 @@ def register_backend(target: Any = None, *names: str, max: int | None = None) ->
                 raise ConfigError(_TAKEN.format(name, "backend"))
             _backends[name] = adapt(target, name, max)
             _originals[name] = target
-    return target
+    return given
 
 
 def register_filter(target: Any = None, name: Any = None) -> Any:
     """Make a filter known by name: a function ``f(request) -> Status``, or a class with ``forward(request)``.
 
     Usable as a call or as a decorator, and in a configuration as ``filter = "name"`` or ``"Python[name]"``.
+    ``register_filter("name", target)`` is the same.
     """
+    if isinstance(target, str) and name is not None and not isinstance(name, str):
+        target, name = name, target
     if target is None or isinstance(target, str):
         return lambda decorated: register_filter(decorated, name if target is None else target)
     name = getattr(target, "__name__", type(target).__name__) if name is None else name
     _check_name(name, "filter")
+    if not callable(target) and not hasattr(target, "init") and callable(getattr(target, "forward", None)):
+        target = target.forward  # of an object
     if not (hasattr(target, "forward") if isinstance(target, type) else callable(target)):
         raise ConfigError(
             f"{name!r}: register a function f(request), or a class with forward(request), not {shown(target)}"

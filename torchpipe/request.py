@@ -29,6 +29,9 @@ REASON_KEY = "reason"
 It is no name that a configuration cannot use: v0 had no such key, and nodes and parameters may be called so.
 """
 
+OTHER_BOX_KEY = "BOX"
+"""The name of ``_box`` in v0's successor, read where a request has no ``_box``."""
+
 STREAMS_KEY = "_streams"
 """Where a request keeps what its values wait for on GPUs (``streams.py``): a tuple, seen by no backend."""
 

@@ -1,4 +1,4 @@
-"""Boxes and quadrilaterals that requests carry under ``_box``, read and checked."""
+"""Boxes and quadrilaterals that requests carry under ``_box`` (or ``BOX``), read and checked."""
 
 from __future__ import annotations
 
@@ -8,11 +8,21 @@ from typing import Any
 import numpy as np
 
 from ..errors import MissingKeyError, RequestError, shown
-from ..request import TASK_BOX_KEY, Request
+from ..request import OTHER_BOX_KEY, TASK_BOX_KEY, Request
 
 
 class BoxError(RequestError, ValueError):
     """The ``_box`` of a request is none, or lies outside the image."""
+
+
+def has_box(request: Request) -> bool:
+    """Whether there is a box, under ``_box`` or ``BOX``."""
+    return TASK_BOX_KEY in request or OTHER_BOX_KEY in request
+
+
+def box_of(request: Request) -> Any:
+    """What stands under ``_box``, else under ``BOX``; None if nothing does."""
+    return request[TASK_BOX_KEY] if TASK_BOX_KEY in request else request.get(OTHER_BOX_KEY)
 
 
 def box_numbers(request: Request, name: str, dtype: Any = np.float64) -> np.ndarray:
@@ -22,9 +32,9 @@ def box_numbers(request: Request, name: str, dtype: Any = np.float64) -> np.ndar
         MissingKeyError: there is no ``_box``.
         BoxError: it is not made of finite numbers.
     """
-    if TASK_BOX_KEY not in request:
+    if not has_box(request):
         raise MissingKeyError(f"{name} needs the key {TASK_BOX_KEY!r} in the request")
-    value = request[TASK_BOX_KEY]
+    value = box_of(request)
     try:
         numbers = np.asarray(value, dtype)
     except (TypeError, ValueError, RuntimeError, OverflowError):
@@ -36,7 +46,7 @@ def box_numbers(request: Request, name: str, dtype: Any = np.float64) -> np.ndar
 
 def one_box(request: Request, name: str) -> list[float]:
     """The x1, y1, x2, y2 of the request's box; what follows them (a score, a class) is left out."""
-    box = request.get(TASK_BOX_KEY)
+    box = box_of(request)
     if type(box) is list and len(box) == 4 and all(type(n) in (int, float) and isfinite(n) for n in box):
         return box  # what numpy takes microseconds to find out
     numbers = box_numbers(request, name)
@@ -62,5 +72,5 @@ def quadrilaterals(request: Request, name: str, count: int | None = None) -> np.
         return corners.reshape(0, 4, 2)
     if corners.shape[-2:] != (4, 2) or corners.ndim != (2 if count == 1 else 3):
         shape = "[[x, y], ...] of 4 points" if count == 1 else "a list of quadrilaterals, 4 points each"
-        raise BoxError(f"{name} takes {TASK_BOX_KEY} = {shape}, got {shown(request[TASK_BOX_KEY])}")
+        raise BoxError(f"{name} takes {TASK_BOX_KEY} = {shape}, got {shown(box_of(request))}")
     return corners.reshape(-1, 4, 2)

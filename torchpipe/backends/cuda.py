@@ -12,7 +12,7 @@ from ..parameters import DeviceName
 from ..registry import built_in
 from ..request import Request
 from .base import Backend, run_child
-from .tensor import torch_device
+from .tensor import gpu, torch_device
 
 Priority = Literal["high", "low"]
 
@@ -104,10 +104,9 @@ class Torch(_Around):
 
 
 def _gpu(device_id: str) -> torch.device:
-    device = torch_device("cuda" if device_id == "-1" else device_id)
-    if device.type != "cuda":
-        raise ConfigError(f"device_id = {device_id!r}: Torch takes the number of a GPU")
-    return device
+    if device_id == "-1" and torch.cuda.is_available():
+        return torch_device("cuda")
+    return gpu(device_id, "device_id", "SyncTensor[...] in its place runs without one, too")
 
 
 def download(tensor: torch.Tensor) -> torch.Tensor:

@@ -49,8 +49,8 @@ class DecodeTensor(Backend):
 
     Reads ``data``: the bytes of a file (or bytearray, memoryview, 1-d uint8 array). Writes ``result``: uint8,
     1x3xHxW (nchw) or HxWx3 (hwc), upright by its EXIF orientation; ``color``; ``data_format``. What is no
-    image, or one of more than 5000 x 5000 pixels, gives no ``result``, and ``reason`` says why, see
-    DecodeMat. The values of nvJPEG and OpenCV differ by rounding, 0.2 on average.
+    image, such as no bytes at all, or one of more than 5000 x 5000 pixels, gives no ``result``, and
+    ``reason`` says why, see DecodeMat. The values of nvJPEG and OpenCV differ by rounding, 0.2 on average.
 
     Args:
         color: order of the channels.
@@ -64,7 +64,7 @@ class DecodeTensor(Backend):
 
     Raises:
         ConfigError: there is no such device, or nvJPEG is not installed.
-        RequestError: ``data`` is empty or of another type.
+        RequestError: ``data`` is of another type.
 
     Example:
         >>> jpeg = cv2.imencode(".jpg", np.zeros((4, 6, 3), np.uint8))[1].tobytes()
@@ -236,8 +236,6 @@ def file_of(data: object, name: str) -> bytes:
         found = data.encode(errors="surrogatepass")
     else:
         raise RequestError(f"{name} takes the bytes of an image file, got {describe(data)}")
-    if not found:
-        raise RequestError(f"{name} takes the bytes of an image file, got none at all")
     return found
 
 

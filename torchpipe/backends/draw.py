@@ -13,7 +13,7 @@ from ..parameters import Numbers
 from ..registry import built_in
 from ..request import Request
 from .base import Backend
-from .boxes import BoxError, box_numbers
+from .boxes import BoxError, box_numbers, box_of
 from .opencv import describe, mat, refused
 
 Thickness = Annotated[int, Field(ge=1, le=1000)]
@@ -80,7 +80,7 @@ class DrawBoxesMat(Backend):
         boxes = box_numbers(request, "DrawBoxesMat")
         boxes = boxes.reshape(0, 4) if not boxes.size else np.atleast_2d(boxes)
         if boxes.ndim != 2 or boxes.shape[1] < 4:
-            raise BoxError(f"DrawBoxesMat takes boxes [x1, y1, x2, y2], got {shown(request['_box'])}")
+            raise BoxError(f"DrawBoxesMat takes boxes [x1, y1, x2, y2], got {shown(box_of(request))}")
         labels = request.get("labels", [""] * len(boxes))
         if not isinstance(labels, (list, tuple)) or len(labels) != len(boxes):
             raise RequestError(f"DrawBoxesMat: {len(boxes)} boxes, but labels = {shown(labels)}")

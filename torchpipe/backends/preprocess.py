@@ -16,6 +16,7 @@ from ..reason import Reason
 from ..registry import built_in
 from ..request import Request
 from .base import UNLIMITED, Backend
+from .boxes import box_of, has_box
 from .convert import Color
 from .cuda import upload
 from .decode_tensor import Decode, Decoder, Picture, Threads, file_of
@@ -181,7 +182,7 @@ class PreprocessTensor(Backend):
         batch must have been preprocessed.
         """
         assert self.filling is not None
-        if any(type(request["data"]) is not bytes or "_box" in request for request in batch):
+        if any(type(request["data"]) is not bytes or has_box(request) for request in batch):
             return None
         pictures = self.decoder.decode(
             [file_of(request["data"], "PreprocessTensor") for request in batch], True
@@ -216,7 +217,7 @@ class PreprocessTensor(Backend):
         self, batch: list[Request], sizes: Sequence[tuple[int, ...]]
     ) -> tuple[list[tuple[int, Box | None]] | None, list[int]]:
         """What is cut out of which image, where any request says so, and how many rows each gets."""
-        if not any("_box" in request for request in batch):
+        if not any(has_box(request) for request in batch):
             return None, [1] * len(batch)
         boxes: list[tuple[int, Box | None]] = []
         counts = []
@@ -233,7 +234,7 @@ class PreprocessTensor(Backend):
         for request, size, result in zip(batch, sizes, rows.split(counts), strict=True):
             request["result"] = result
             request["color"] = self.color
-            if padded and "_box" not in request:
+            if padded and not has_box(request):
                 _, _, h, w, y, x, dh, dw = self.plan.places(size[0], size[1])
                 request["inverse_trans"] = Inverse.of_resize((w, h), (dw, dh), x, y)
 
@@ -273,7 +274,7 @@ def on_device(images: list[Any], device: torch.device) -> list[torch.Tensor]:
 
 
 def _boxes(request: Request, height: int, width: int) -> list[Box]:
-    given = request.get("_box", [0, 0, width, height])
+    given = box_of(request) if has_box(request) else [0, 0, width, height]
     rows = np.asarray(given)
     if rows.ndim == 1:
         rows = rows[None]

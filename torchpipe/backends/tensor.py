@@ -28,7 +28,7 @@ Eight images of 32 x 32 take half the time in one call, of 128 x 128 the same, o
 """
 
 
-def torch_device(name: str) -> torch.device:
+def torch_device(name: str, parameter: str = "device") -> torch.device:
     """The device that a configuration names: cpu, gpu, cuda, cuda:N, N, or auto for a GPU if there is one.
 
     Raises:
@@ -43,15 +43,34 @@ def torch_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigError(f"device = {name!r}: {error}") from None
+        raise ConfigError(f"{parameter} = {name!r}: {error}") from None
     if device.type != "cuda":
         return device
     if (device.index or 0) >= torch.cuda.device_count():
         raise ConfigError(
-            f"device = {name!r}: this machine has {torch.cuda.device_count()} CUDA GPUs; use cpu"
+            f"{parameter} = {name!r}: this machine has {torch.cuda.device_count()} CUDA GPUs; use cpu"
         )
     # With its number, because that is how tensors name the device they are on.
     return torch.device("cuda", torch.cuda.current_device() if device.index is None else device.index)
+
+
+def gpu(name: str, parameter: str, advice: str) -> torch.device:
+    """The GPU that a parameter names, for what runs on no other device.
+
+    Raises:
+        ConfigError: it names none, or one that this machine has not; with ``advice``.
+    """
+    there = torch.cuda.device_count()
+    has = f"this machine has {there} CUDA GPUs"
+    if not there:
+        raise ConfigError(f"{parameter} = {name!r}: {has}, and one is needed; {advice}")
+    try:
+        device = torch_device(name, parameter)
+    except ConfigError as error:
+        raise ConfigError(f"{parameter} = {name!r}: {has}, counted from 0; {advice}") from error
+    if device.type != "cuda":
+        raise ConfigError(f"{parameter} = {name!r}: a CUDA GPU is needed here; {advice}")
+    return device
 
 
 def as_numpy(tensor: torch.Tensor) -> np.ndarray:

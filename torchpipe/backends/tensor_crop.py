@@ -15,7 +15,7 @@ from ..parameters import Size
 from ..registry import built_in
 from ..request import TASK_BOX_KEY, Request
 from .base import UNLIMITED, Backend
-from .boxes import BoxError, box_numbers, one_box
+from .boxes import BoxError, box_numbers, box_of, one_box
 from .inverse import Inverse
 from .opencv import describe, wanted_size
 from .tensor import ImagesTensor, OneThread, a_tensor, as_planes, layout_of, tensors_of
@@ -175,7 +175,7 @@ class CropResizeTensors(Backend):
         if boxes.ndim != 2 or boxes.shape[1] < 4:
             raise BoxError(
                 f"CropResizeTensors takes {TASK_BOX_KEY} = [[x1, y1, x2, y2], ...], got "
-                f"{shown(request[TASK_BOX_KEY])}"
+                f"{shown(box_of(request))}"
             )
         boxes = boxes[:, :4]
         empty = (boxes[:, 2:] <= boxes[:, :2]).any(1)

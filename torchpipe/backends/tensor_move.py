@@ -14,7 +14,7 @@ from ..request import Request
 from .base import Backend
 from .cuda import download, upload
 from .opencv import describe, mat
-from .tensor import CHANNELS, EachTensor, OneThread, as_planes, layout_of, torch_device
+from .tensor import CHANNELS, EachTensor, OneThread, as_planes, gpu, layout_of, torch_device
 
 
 @built_in()
@@ -99,6 +99,7 @@ class Mat2GpuTensor(Mat2Tensor):
     """
 
     def __init__(self) -> None:
+        gpu("cuda", "Mat2GpuTensor", "Mat2Tensor takes one only if there is one")
         super().__init__("cuda")
 
 

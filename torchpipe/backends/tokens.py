@@ -47,10 +47,10 @@ class IndexSelectTensor(Backend):
     shared = True
 
     def __init__(self, file: FilePath, device: str = "auto") -> None:
-        self._load(file, "file", device)
+        self._load(file, "file", torch_device(device))
 
-    def _load(self, path: str, parameter: str, device: str) -> None:
-        self.table = load_tensor(path, parameter, torch_device(device)).detach()
+    def _load(self, path: str, parameter: str, device: torch.device) -> None:
+        self.table = load_tensor(path, parameter, device).detach()
         if not self.table.ndim:
             raise ConfigError(f"{parameter} = {path!r} holds a single number, not a table")
 
@@ -99,7 +99,7 @@ class EmbedTokensTensor(IndexSelectTensor):
     """
 
     def __init__(self, embed_tokens: FilePath, map_location: str = "auto") -> None:
-        self._load(embed_tokens, "embed_tokens", map_location)
+        self._load(embed_tokens, "embed_tokens", torch_device(map_location, "map_location"))
 
 
 @built_in()

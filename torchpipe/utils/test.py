@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import inspect
 import os
 import random
+import statistics
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -80,14 +83,20 @@ class FileSampler(LoopSampler):
 
 
 def preload(
-    file_dir: str | os.PathLike, num_preload: int = 1000, recursive: bool = True, ext: Sequence[str] = IMAGES
+    file_dir: str | os.PathLike,
+    num_preload: int = 1000,
+    recursive: bool = True,
+    ext: Sequence[str] = IMAGES,
+    *,
+    max_number: int | None = None,
 ) -> list[tuple[str, bytes]]:
-    """Up to ``num_preload`` files of a folder as ``(path, bytes)``.
+    """Up to ``num_preload`` files of a folder as ``(path, bytes)``; ``max_number`` is another name of that.
 
     Raises:
         RuntimeError: the folder is missing, or no file in it ends in one of ``ext``.
     """
-    return [(path, Path(path).read_bytes()) for path in _files(file_dir, recursive, ext)[:num_preload]]
+    most = num_preload if max_number is None else max_number
+    return [(path, Path(path).read_bytes()) for path in _files(file_dir, recursive, ext)[:most]]
 
 
 def test_from_raw_file(
@@ -99,6 +108,8 @@ def test_from_raw_file(
     num_preload: int = 1000,
     recursive: bool = True,
     ext: Sequence[str] = IMAGES,
+    *,
+    batch_size: int | None = None,
 ) -> dict[str, Any]:
     """Load a function with the files of a folder and return the statistics.
 
@@ -112,6 +123,7 @@ def test_from_raw_file(
             when it is needed, and the whole folder is run once.
         recursive: whether folders inside count.
         ext: endings of the files that count.
+        batch_size: another name of ``request_batch``.
 
     Raises:
         RuntimeError: the folder is missing or holds no such file.
@@ -119,6 +131,7 @@ def test_from_raw_file(
         Exception: the first that ``forward_function`` raises; all clients stop then.
     """
     functions = _one_each(forward_function, num_clients)
+    request_batch = request_batch if batch_size is None else batch_size
     if num_preload > 0:
         data: Sequence = preload(file_dir, num_preload, recursive, ext)
         base: type[RandomSampler] = RandomSampler
@@ -129,13 +142,19 @@ def test_from_raw_file(
 
 
 def test_function(
-    forward_function: Callable[[list], Any] | list[Callable[[list], Any]],
+    forward_function: Callable[..., Any] | list[Callable[..., Any]],
     num_clients: int = 10,
     request_batch: int = 1,
     total_number: int = 10_000,
+    *,
+    batch_size: int | None = None,
 ) -> dict[str, Any]:
-    """Load a function that is called with a list of ``request_batch`` indices; otherwise as above."""
-    functions = _one_each(forward_function, num_clients)
+    """Load a function that is called with a list of ``request_batch`` indices; otherwise as above.
+
+    One that takes no argument is called without. ``batch_size`` is another name of ``request_batch``.
+    """
+    request_batch = request_batch if batch_size is None else batch_size
+    functions = [_of_indices(function) for function in _one_each(forward_function, num_clients)]
     indices = range(max(total_number, request_batch))
     return test([_sampler(LoopSampler, indices, request_batch, f) for f in functions], total_number)
 
@@ -149,7 +168,8 @@ def test(sample: Sampler | list[Sampler], total_number: int = 10_000) -> dict[st
     Prints a progress bar and a table (``pip install '.[tools]'``). Returns ``num_clients``,
     ``total_number``, ``throughput::qps`` (samples a second), ``throughput::avg`` and ``latency::avg``,
     ``TP50``, ``TP90``, ``TP99`` (milliseconds a call), ``-50``, ``-20``, ``-10``, ``-1`` (the n-th worst
-    latency), ``cpu_usage`` (percent of one core) and ``tool's version``.
+    latency), ``cpu_usage`` (percent of one core), ``gpu_usage`` (percent of the first GPU's time, the median
+    of what pynvml told every half second; None without it) and ``tool's version``.
 
     Raises:
         Exception: the first that a sampler raises; all clients stop then.
@@ -175,6 +195,7 @@ class _Run:
         self.error: BaseException | None = None
         self.elapsed = 0.0
         self.cpu = 0.0
+        self.gpu: list[float] = []
         self.bar = optional("tqdm", "tools").tqdm(total=total, unit=" samples", leave=False)
 
     def start(self) -> None:
@@ -186,10 +207,12 @@ class _Run:
         for thread in threads:
             thread.start()
         ready.wait()
+        usage = _gpu_usage()
         began, began_cpu = time.perf_counter(), time.process_time()
         for thread in threads:
             while thread.is_alive():
                 thread.join(timeout=0.5)
+                self.gpu += usage()
                 self.bar.update(self.total - max(self.left, 0) - self.bar.n)
         self.elapsed = time.perf_counter() - began
         self.cpu = time.process_time() - began_cpu
@@ -240,6 +263,7 @@ class _Run:
             "latency::avg": sum(ordered) / count,
             **{f"-{n}": ordered[-min(n, count)] for n in (50, 20, 10, 1)},
             "cpu_usage": 100 * self.cpu / self.elapsed,
+            "gpu_usage": statistics.median(self.gpu) if self.gpu else None,
         }
 
 
@@ -247,6 +271,33 @@ def _sampler(base: type, data: Sequence, batch: int, function: Callable[[list], 
     made = base(data, batch)
     setattr(made, "handle_data" if base is FileSampler else "forward", function)
     return made
+
+
+def _of_indices(function: Callable[..., Any]) -> Callable[[list], Any]:
+    """``function``, which may take no argument, as one that takes a list."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # some of C's have none
+        return function
+    try:
+        signature.bind([])
+    except TypeError:
+        with contextlib.suppress(TypeError):
+            signature.bind()
+            return lambda indices: function()
+    return function
+
+
+def _gpu_usage() -> Callable[[], list[float]]:
+    """A function that gives the first GPU's use in percent, as a list; an empty one where nobody knows."""
+    try:
+        import pynvml  # type: ignore[import-not-found]
+
+        pynvml.nvmlInit()
+        gpu = pynvml.nvmlDeviceGetHandleByIndex(0)
+        return lambda: [float(pynvml.nvmlDeviceGetUtilizationRates(gpu).gpu)]
+    except Exception:  # not installed, or no driver: there is nothing to tell
+        return list
 
 
 def _one_each(function: Any, count: int) -> list[Callable[[list], Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -20,7 +20,7 @@ from ...parameters import Number
 from ...request import Request
 from ..base import Backend
 from ..opencv import describe
-from ..tensor import as_numpy
+from ..tensor import as_numpy, gpu
 
 Precision = Literal["fp32", "fp16", "bf16"]
 Threads = Annotated[int, Field(ge=1, le=1024)]
@@ -232,6 +232,24 @@ def existing_file(path: str, suffixes: tuple[str, ...]) -> Path:
     if not file.is_file():
         raise ConfigError(f"model = {path!r}: no such file")
     return file
+
+
+def gpu_for(check_model: Callable[[], object], device: str, advice: str) -> torch.device:
+    """The GPU of an engine that runs on no other device, once ``check_model`` has found its files.
+
+    Raises:
+        ConfigError: there is no such GPU, or no such file, or neither.
+    """
+    try:
+        found = gpu(device, "device", advice)
+    except ConfigError as error:
+        try:
+            check_model()
+        except ConfigError as missing:
+            raise ConfigError(f"{missing}; and {error}") from error
+        raise
+    check_model()
+    return found
 
 
 def model_source(path: str, suffixes: tuple[str, ...]) -> str | bytes:

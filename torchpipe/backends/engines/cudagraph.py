@@ -20,13 +20,13 @@ from ...request import Request
 from ..base import Backend
 from ..cuda import upload
 from ..opencv import describe
-from ..tensor import torch_device
-from .base import Engine, Normalise, RawBytes, existing_file, zeros
+from .base import Engine, Normalise, RawBytes, existing_file, gpu_for, zeros
 from .graphs import COARSE, FINE, Graphs, batch_sizes
 from .module import cast, load_export, private_copy
 from .post import Postprocessor, deliver, prepared_by, through
 
 PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+SUFFIXES = (".pt", ".pth", ".ts", ".jit", ".pt2")
 TOLERANCE = 0.05
 """How far an optimised network's outputs may be from the plain one's, relative to the largest."""
 
@@ -97,9 +97,10 @@ class CudaGraphTensor(Engine):
         device: DeviceName = "cuda",
     ) -> None:
         super().__init__(max, [], [])
-        self.device = torch_device(device)
-        if self.device.type != "cuda":
-            raise ConfigError(f"device = {device!r}: CUDA graphs need a GPU; use ModuleTensor on the CPU")
+        advice = "ModuleTensor and TorchScriptTensor run on the CPU, too"
+        self.device = gpu_for(
+            lambda: isinstance(model, str) and existing_file(model, SUFFIXES), device, advice
+        )
         self.shapes = shapes(shape)
         self.inputs = len(self.shapes)
         self.sizes = batch_sizes(max, batches, apart=COARSE if optimise == "compile" else FINE)
@@ -155,7 +156,7 @@ class CudaGraphTensor(Engine):
                 raise ConfigError(f"model = {model!r} runs as it was exported; use precision fp32 or tf32")
             plain = load_export(model).to(self.device)
         else:
-            path = existing_file(model, (".pt", ".pth", ".ts", ".jit", ".pt2"))
+            path = existing_file(model, SUFFIXES)
             try:
                 plain = torch.jit.load(str(path), map_location=self.device).eval()
             except RuntimeError as error:

@@ -18,12 +18,11 @@ from ...request import Request
 from ..base import Backend
 from ..cuda import upload
 from ..opencv import describe
-from ..tensor import torch_device
 from . import tensorrt_api as api
-from .base import ForcedRange, RawBytes, force, zeros
+from .base import ForcedRange, RawBytes, force, gpu_for, zeros
 from .graphs import Graphs, batch_sizes
 from .post import Postprocessor, deliver, on_gpu, prepared_by, through
-from .tensorrt_plan import Recipe, both_or_none, plan_of
+from .tensorrt_plan import Recipe, both_or_none, check_files, plan_of
 
 Texts = list[str]
 Indices = list[Annotated[int, Field(ge=0)]]
@@ -112,9 +111,8 @@ class TensorrtTensor(Backend):
         force_layer_norm_pattern_fp32: bool = False,
         weight_budget_percentage: Annotated[int, Field(ge=0, le=100)] = 0,
     ) -> None:
-        self.device = torch_device(device)
-        if self.device.type != "cuda":
-            raise ConfigError(f"device = {device!r}: TensorRT needs a GPU")
+        advice = "OnnxTensor runs ONNX files on the CPU"
+        self.device = gpu_for(lambda: check_files(model, model_cache), device, advice)
         self.trt, self.logger = api.load(log_level)
         self.postprocessor, self.last_only = postprocessor, only_keep_last_batch
         self.synchronous = postprocessor != "split"

@@ -49,6 +49,14 @@ _building = threading.Lock()  # one engine at a time, so that instances of a nod
 _built: weakref.WeakValueDictionary[tuple, Plan] = weakref.WeakValueDictionary()
 
 
+def check_files(model: str, cache: str) -> None:
+    """Raises:
+    ConfigError: neither the model nor what was made of it before is a file.
+    """
+    if not cache or not Path(cache).is_file():
+        existing_file(model, (".onnx", *ENGINES))
+
+
 def plan_of(model: str, cache: str, recipe: Recipe, trt: Any, logger: Any, timing_cache: str) -> Plan:
     """The engine that ``model`` is, or becomes by the recipe; ``cache`` is loaded if it exists, else written.
 
