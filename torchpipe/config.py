@@ -27,7 +27,7 @@ else:  # pragma: no cover
 SINGLE_NODE = "node"
 """The name of the node of a flat configuration."""
 
-LOG = "Logger::"
+LOG = ("Logger::", "FileLogger::")
 """What begins so is global, and sets up the log."""
 
 RESTARTING = ("Restart", "Ring", "EventLoop", "SyncRing")
@@ -173,8 +173,13 @@ def _read_environment(scope: Scope) -> list[Blueprint]:
     text, _ = scope.find("Interpreter::env") or ("", "")
     if text == "":
         return []
+    general = {key.partition("::")[2]: key for key in scope.defaults if key.startswith(LOG[0])}
+    for name, key in general.items():
+        scope.defaults.setdefault(f"FileLogger::{name}", scope.defaults[key])
     with located("Interpreter::env"):
-        return [resolve(component, scope) for component in parse_list(text)]
+        found = [resolve(component, scope) for component in parse_list(text)]
+    scope.taken |= {key for name, key in general.items() if f"FileLogger::{name}" in scope.taken}
+    return found
 
 
 def _is_reached(name: str, nodes: dict[str, dict[str, Any]]) -> bool:

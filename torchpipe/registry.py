@@ -26,7 +26,7 @@ _originals: dict[str, Any] = {}  # what the user registered, by name: for Python
 _filters: dict[str, Any] = {}
 _lock = threading.RLock()
 
-GIVES_WAY = {"Composite": "Sequential", "C": "Sequential"}
+GIVES_WAY = {"Composite": "Sequential", "C": "Sequential", "TensorSync": "SyncTensor", "SpdLogger": "Logger"}
 """Names of v0 that a user may well choose for something else: ours where nobody did."""
 
 

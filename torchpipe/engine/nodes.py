@@ -126,8 +126,14 @@ class Nodes:
                 stack.callback(instances.release)
 
     def entries(self, roots: list[str]) -> list[str]:
-        """The roots at which requests of callers start: not those to which only jumps lead, if others are."""
+        """The roots at which requests of callers start.
+
+        Where there are others, they are not those to which only jumps lead, nor nodes that stand alone and
+        only have the instances of logical nodes.
+        """
         reached = {jump.target for owned in self.owned.values() for jump in owned.jumps}
+        alone = {name.partition(".")[0] for name in self.by_name if "." in name}
+        reached |= {name for name in alone if not self.by_name[name].next}
         return [name for name in roots if name not in reached] or roots
 
     # Connecting
