@@ -242,6 +242,26 @@ class TestMapReduce:
                 10_000,
             )
 
+    def test_has_the_same_figures_as_any_node(self):
+        config = {
+            "all": {"backend": "MapReduce[one]", "next": "end"},
+            "end": {"backend": "Jump[one]"},
+            "one": {"backend": "S[Sleep,double]", "Sleep::time": 5},
+        }
+        with pipe(config) as model:
+            assert model.stats()["all"]["run_ms"] == {"mean": 0.0, "p50": 0.0, "p99": 0.0}
+            model([{"data": [1, 2, 3]} for _ in range(4)])
+            with pytest.raises(torchpipe.RequestError):
+                model({"data": 5})
+            stats = model.stats()
+        plain = stats["one"].keys() - {"cost_ms", "fixed_ms", "each_ms"}
+        assert plain | {"parts"} == stats["all"].keys() == stats["end"].keys()
+        assert (stats["all"]["requests"], stats["all"]["errors"], stats["all"]["parts"]) == (5, 1, 12)
+        assert (stats["all"]["queued"], stats["all"]["running"]) == (0, 0)
+        assert stats["all"]["batch_sizes"] == {1: 5}
+        assert stats["all"]["closed"] == {"alone": 5}
+        assert stats["all"]["run_ms"]["p50"] > 4
+
     def test_batches_the_parts_of_different_requests_together(self):
         gate = Gate()
         sizes = []

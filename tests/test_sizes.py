@@ -11,7 +11,8 @@ from threads import LIMIT, all_at_once, backend, told
 from torchpipe import Backend, ConfigError, Pipe, register_backend
 from torchpipe.backends.base import UNLIMITED
 from torchpipe.backends.sizes import Range
-from torchpipe.parameters import Count, PerInstance, WholeConfig
+from torchpipe.parameters import Count, PerInstance, WholeConfig, parameters_of
+from torchpipe.registry import _backends, load_built_in
 
 
 def run(expression: str, request: dict, **config) -> dict:
@@ -186,6 +187,42 @@ def test_all_pieces_have_ended_when_the_error_comes_out():
     with unscheduled("Parallel[SlowOrBroken]", workers=3) as pipe, pytest.raises(ValueError, match="broken"):
         pipe([{"data": i} for i in range(3)])
     assert sorted(ended) == [1, 2]
+
+
+STATEFUL = {
+    "Chaos": "draws numbers",
+    "CudaGraphTensor": "buffers",
+    "DecodeTensor": "the decoder's buffers",
+    "Jump": "waits as an instance",
+    "MapReduce": "waits as an instance",
+    "ModuleTensor": "bound to a thread",
+    "OnnxTensor": "the session's own threads and buffers",
+    "OpenvinoMat": "one request for inference",
+    "OpenvinoTensor": "one request for inference",
+    "PreprocessTensor": "the decoder's buffers",
+    "Process": "one worker",
+    "PyIdentity": "a user's class",
+    "Python": "a user's class",
+    "Reflect": "is never built",
+    "SyncTensor": "a stream",
+    "TensorrtTensor": "buffers",
+    "Torch": "a stream",
+    "TorchScriptTensor": "bound to a thread",
+}
+"""Backends that several threads may not run at once, and why."""
+
+
+def test_all_backends_that_keep_no_state_say_that_several_threads_may_run_them_at_once():
+    load_built_in()
+    classes = {cls for cls in _backends.values() if cls.__module__.startswith("torchpipe.backends.")}
+    around = {
+        cls
+        for cls in classes
+        if {p.kind for p in parameters_of(cls).values()} & {"child", "children", "copies"}
+    }
+    refused = {cls.__name__ for cls in classes if not cls.shared}
+    # those with others between their brackets may be run so where the others may
+    assert refused - {cls.__name__ for cls in around if cls.__name__ not in STATEFUL} == set(STATEFUL)
 
 
 def test_a_child_that_does_not_say_it_may_be_shared_is_refused():

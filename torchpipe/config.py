@@ -347,6 +347,8 @@ def _check_own(scope: Scope, node: NodeConfig) -> None:
         if key in scope.taken:
             continue
         why = of_no_use(key)
+        if why and node.lender != node.name:
+            continue  # what it says of a backend is ignored anyway
         if why:
             warnings.warn(
                 f"node {scope.node!r}: {key!r} has no effect, since no component of it ({components}) takes "

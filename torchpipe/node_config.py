@@ -125,8 +125,12 @@ def _read_options(scope: Scope, ignore: tuple[str, ...] = ()) -> tuple[NodeOptio
     settings = {}
     for name, parameter in parameters_of(NodeOptions).items():
         found = scope.find("Interpreter::backend", name) if name == "backend" else scope.find(name)
-        if name == "filter" and found is None:
-            found = _fallback(scope)
+        if name == "filter" and (wanted := _fallback(scope)) is not None:
+            if found is not None and found[0] != "or":
+                raise ConfigError(
+                    f"node {scope.node!r}: or = true and filter = {shown(found[0])}: give one of the two"
+                )
+            found = wanted
         if found is None or name in ignore:
             found = parameter.default, "default"
         value, source = scope.first_of_group(parameter, *found)

@@ -187,11 +187,12 @@ class Journey:
         """The branch that runs ``node``; for a Jump those of the parts that it sends."""
         if node.jump is None:
             return [Branch(self, node, request)]
+        node.tally.add(requests=1)
         try:
             if node.settle is not None:
                 node.settle(request)
             parts = node.jump.make_parts(request)
-            node.tally.add(requests=1, parts=len(parts))
+            node.tally.add(parts=len(parts))
             if not parts:
                 node.jump.merge(request, [])
                 _merged(node, request)

@@ -34,13 +34,13 @@ class Tally:
         self.times: deque[float] = deque(maxlen=KEPT)
 
     def add(self, requests: int = 0, errors: int = 0, no_result: int = 0, parts: int = 0) -> None:
-        """Count these."""
+        """Count these; the parts are those of one request."""
         with self._lock:
             self.requests += requests
             self.errors += errors
             self.no_result += no_result
             self.parts += parts
-            self.away += requests if parts else 0
+            self.away += parts > 0
 
     def back(self, seconds: float) -> None:
         """The parts of a request have all come back, after so long."""
