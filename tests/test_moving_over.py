@@ -536,6 +536,9 @@ def nested_table(tmp_path):
         )
         assert f"Write 'Sleep::{key}' = 300 in node 'a'" in said
         assert said == refusal(torchpipe.parse_toml(file))
+    assert "Write 'Sleep::time' = 300 in node 'a'" in refusal(
+        {"a": {"backend": "Sleep"}, "a.sleep": {"time": 300}}
+    )
     assert "write its keys as 'Sleep::...'" in refusal({"a": {"backend": "Sleep", "Sleep": {"time": 1}}})
     assert run({"a": {"backend": "S[Identity,Sleep]", "Sleep::time": 1}})["result"] == 1
     file.write_text(

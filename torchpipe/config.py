@@ -42,7 +42,7 @@ AS_EVER = ("PipelineV3", "PipelineReviser", "BaselineSchedule", "Schedule", "Sch
 CHAINS = ("Composite", "C")
 """What v0 put around several of these."""
 
-SHARED = ("map", "next", "filter", "borrow_from")
+SHARED = ("map", "next", "filter", "or", "borrow_from")
 """Options that belong to one node and cannot be defaults of several."""
 
 

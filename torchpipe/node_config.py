@@ -226,14 +226,15 @@ def read_sharing(scope: Scope, lender: NodeConfig, reached: bool) -> NodeConfig:
 def _refuse_table(scope: Scope, lender: NodeConfig, reached: bool) -> None:
     """``[a.Sleep]`` below ``[a]`` is a node of TOML's, not a place for the parameters of a's Sleep."""
     _, _, alias = scope.node.partition(".")
-    names = {part.component.name for group in lender.groups for part in group.blueprint.walk()}
+    parts = [part for group in lender.groups for part in group.blueprint.walk()]
+    names = {name.lower(): name for part in parts for name in (part.cls.__name__, part.component.name)}
     given = [key for key in scope.own if key not in ("next", "map", "filter", "or", "backend")]
-    if alias in names and given and not reached and not scope.own.get("next"):
-        key, physical = given[0], lender.name
+    if alias.lower() in names and given and not reached and not scope.own.get("next"):
+        key, physical, backend = given[0], lender.name, names[alias.lower()]
         raise ConfigError(
             f"node {scope.node!r}: a table or dict of this name is a node that uses the instances of "
-            f"{physical!r}, and nothing leads to it; its {shown(key)} does not reach the backend {alias}. "
-            f"Write {shown(f'{alias}::{key}')} = {shown(scope.own[key])} in node {physical!r} instead"
+            f"{physical!r}, and nothing leads to it; its {shown(key)} does not reach the backend {backend}. "
+            f"Write {shown(f'{backend}::{key}')} = {shown(scope.own[key])} in node {physical!r} instead"
         )
 
 
