@@ -184,6 +184,11 @@ def fits(outcome, possible: list) -> bool:
         )
     if isinstance(outcome, BaseException):
         raise outcome
+    outcome = dict(outcome)
+    if ("result" in outcome) == ("reason" in outcome):
+        return False
+    reason = outcome.pop("reason", None)
+    assert reason is None or reason.startswith(("node '", "the filter of node '"))
     # what the pipe fills in: all keys but data, on top of what the caller had
     return any(
         outcome
