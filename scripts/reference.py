@@ -55,7 +55,10 @@ API: dict[str, tuple[Any, ...]] = {
         *(torchpipe.Backend, torchpipe.register_backend, torchpipe.register_filter, torchpipe.Status),
         *(torchpipe.unregister, torchpipe.is_registered),
     ),
-    "Looking": (torchpipe.backends, torchpipe.list_backends, torchpipe.parse_toml, torchpipe.show),
+    "Looking": (
+        *(torchpipe.backends, torchpipe.list_backends, torchpipe.parse_toml, torchpipe.show),
+        *(torchpipe.to_plain, torchpipe.to_json),
+    ),
 }
 NAMES = {torchpipe.Pipe: "torchpipe.pipe", Model: "Model"}
 
