@@ -112,11 +112,11 @@ def sample_of(path: str, where: str) -> Request:
         if path.endswith(".npy"):
             import numpy as np
 
-            return {"data": np.load(path)}
+            return {"data": np.load(path, allow_pickle=False)}
         if path.endswith(".pt"):
             import torch
 
-            return {"data": torch.load(path, map_location="cpu")}
+            return {"data": torch.load(path, map_location="cpu", weights_only=True)}
         return {"data": Path(path).read_bytes()}
     except Exception as error:  # whatever the two readers stumble over
         raise ConfigError(f"{where}: warmup_data = {path!r} cannot be read: {error}") from error
