@@ -537,3 +537,19 @@ def test_where_nobody_looks_nothing_is_written():
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_warmup_data_in_a_toml_file_is_relative_to_that_file(tmp_path, monkeypatch):
+    seen = []
+
+    @torchpipe.register_backend
+    def seen_size(data):
+        seen.append(len(data))
+        return len(data)
+
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "sample.bin").write_bytes(b"12345")
+    (tmp_path / "there" / "pipe.toml").write_text('backend = "seen_size"\nwarmup_data = "sample.bin"\n')
+    monkeypatch.chdir(tmp_path)
+    with torchpipe.pipe(tmp_path / "there" / "pipe.toml"):
+        assert set(seen) == {5}

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, WithJsonSchema
 from .component import Blueprint, Scope, Setting, keys_of, resolve
 from .errors import ConfigError, located, nearest, shown
 from .expression import parse, parse_groups
-from .parameters import Parameter, parameters_of
+from .parameters import FilePath, Parameter, parameters_of
 
 Weighing = Literal[
     "", "Batching", "SortSchedule", "ScoreSchedule", "BaselineSchedule", "Schedule", "ScheduleV3"
@@ -51,7 +51,7 @@ class NodeOptions:
     priority_ageing: Annotated[float, Field(ge=0, le=3_600_000, allow_inf_nan=False)] = 0.0
     stuck_after: Annotated[float, Field(ge=0, le=86_400_000, allow_inf_nan=False)] = 0.0
     warmup: Annotated[int, Field(ge=0, le=1000)] = 0
-    warmup_data: str = ""
+    warmup_data: FilePath = ""
     scheduler: Weighing = ""
     number_factor: Annotated[float, Field(gt=0, le=1024)] = 1.5
     cal_request_size_method: str = ""
@@ -138,7 +138,8 @@ def _read_options(scope: Scope, ignore: tuple[str, ...] = ()) -> tuple[NodeOptio
             raise ConfigError(
                 f"node {scope.node!r}: backend is a name, not {shown(value)}; see torchpipe.register_backend"
             )
-        settings[name] = Setting(parameter.coerce(value, f"node {scope.node!r}"), source)
+        where = f"node {scope.node!r}"
+        settings[name] = Setting(parameter.coerce(scope.placed(parameter, value, where), where), source)
     options = NodeOptions(**{name: setting.value for name, setting in settings.items()})
     if options.filter:
         with located(f"node {scope.node!r}"):
