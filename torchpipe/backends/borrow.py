@@ -6,6 +6,7 @@ import threading
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
+import torch
 from pydantic import Field
 
 from ..errors import RequestError, shown
@@ -15,6 +16,7 @@ from ..registry import built_in
 from ..request import Request
 from .base import Backend
 from .keys import value_of
+from .tensor import own
 
 
 @dataclass
@@ -116,6 +118,18 @@ class Lending:
         return pieces
 
 
+def _own(pieces: Any) -> Any:
+    """Pieces of several requests, each in memory of its own: none keeps, or shows, rows of another one."""
+    if not isinstance(pieces, (list, tuple)):
+        return pieces
+    return [
+        [own(each) if isinstance(each, torch.Tensor) else each for each in piece]
+        if isinstance(piece, (list, tuple))
+        else piece
+        for piece in pieces
+    ]
+
+
 def _rows(tensors: Any) -> int:
     listed = tensors if isinstance(tensors, (list, tuple)) else []
     shapes: list[tuple[int, ...]] = [tuple(getattr(tensor, "shape", ())) for tensor in listed]
@@ -185,13 +199,13 @@ class BorrowReplay(Backend):
         if wanted == "borrow_or_insert":
             pieces = lending.borrow_or_insert(who, data, self.rows)
             if pieces is not None:
-                request["result"] = pieces
+                request["result"] = _own(pieces)
             else:
                 request["reason"] = Reason("its rows are stored until others borrow them: see get_replay")
         elif wanted == "borrow_all":
-            request["result"] = lending.borrow_all(who)
+            request["result"] = _own(lending.borrow_all(who))
         elif wanted == "set_replay":
-            lending.set_replay(who, data)
+            lending.set_replay(who, _own(data))
             request["result"] = data
         else:
             request["result"] = lending.get_replay(who, self.seconds)

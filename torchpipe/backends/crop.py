@@ -18,7 +18,7 @@ from .opencv import mat, resized
 
 @built_in()
 class CropMat(Backend):
-    """Cuts a box out of an image, without a copy: the result shares the memory of ``data``.
+    """Cuts a box out of an image: a copy, which does not keep the whole image in memory.
 
     Reads ``data``: image HxWxC or HxW; ``_box``: [x1, y1, x2, y2] in pixels, the last not included (fractions
     and whatever follows are left out). Writes ``result``; ``inverse_trans``: new image -> original.
@@ -39,7 +39,7 @@ class CropMat(Backend):
     def forward_one(self, request: Request) -> None:
         image = mat(request, "CropMat")
         x1, y1, x2, y2 = map(int, one_box(request, "CropMat"))
-        request["result"] = crop(image, x1, y1, x2, y2, "CropMat")
+        request["result"] = crop(image, x1, y1, x2, y2, "CropMat").copy()
         request["inverse_trans"] = Inverse.of_shift(x1, y1)
 
 
@@ -89,7 +89,8 @@ class CropResizeMat(Backend):
         x1, y1 = max(0, x1 - wider), max(0, y1 - higher)
         x2, y2 = min(width, x2 + wider), min(height, y2 + higher)
         part = crop(image, x1, y1, x2, y2, "CropResizeMat")
-        request["result"] = resized(part, self.width, self.height, "CropResizeMat")
+        small = resized(part, self.width, self.height, "CropResizeMat")
+        request["result"] = small if small is not part else part.copy()
         new = self.width, self.height
         request["inverse_trans"] = Inverse.of_resize((x2 - x1, y2 - y1), new, cut_at=(x1, y1))
 

@@ -24,7 +24,7 @@ from .jpeg import Header, header
 from .libjpeg import read
 from .nvjpeg import NvJpeg, NvJpegError
 from .opencv import NoImageError, describe
-from .tensor import torch_device
+from .tensor import copies, torch_device
 
 LARGEST = 5000 * 5000
 """Pixels of the largest image that is decoded."""
@@ -89,13 +89,19 @@ class DecodeTensor(Backend):
 
     def forward(self, batch: list[Request]) -> None:
         pictures = self.decoder.decode([file_of(request["data"], "DecodeTensor") for request in batch])
+        readable: list[Request] = []
+        images = []
         for request, picture in zip(batch, pictures, strict=True):
             if isinstance(picture, NoImageError):
                 request["reason"] = self._unreadable.reason(request["data"], str(picture))
-                continue
-            image = picture.tensor()
-            if self.color == "bgr":
-                image = image.flip(1)
+            else:
+                readable.append(request)
+                images.append(picture.tensor())
+        if self.color == "bgr":
+            images = [image.flip(1) for image in images]
+        elif self.device.type == "cuda" and len(images) > 1:
+            images = copies(images)  # nvJPEG's lie in one piece of memory
+        for request, image in zip(readable, images, strict=True):
             request["result"] = image if self.data_format == "nchw" else image[0].permute(1, 2, 0)
             request["color"] = self.color
             request["data_format"] = self.data_format

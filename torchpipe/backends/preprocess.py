@@ -24,7 +24,7 @@ from .fused import Box, Fit, Plan, Table, fused_resize, launch, planes, rows_of,
 from .image_size import SURE, Format
 from .inverse import Inverse
 from .opencv import NoImageError
-from .tensor import torch_device
+from .tensor import apart, torch_device
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "uint8": torch.uint8}
 
@@ -231,7 +231,7 @@ class PreprocessTensor(Backend):
         self, batch: list[Request], rows: torch.Tensor, counts: list[int], sizes: Sequence[tuple[int, ...]]
     ) -> None:
         padded = self.plan.fit in ("pad", "centre_pad")
-        for request, size, result in zip(batch, sizes, rows.split(counts), strict=True):
+        for request, size, result in zip(batch, sizes, apart(rows, counts), strict=True):
             request["result"] = result
             request["color"] = self.color
             if padded and not has_box(request):

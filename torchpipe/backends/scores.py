@@ -15,7 +15,7 @@ from ..request import Request
 from .base import UNLIMITED, Backend
 from .cuda import download
 from .opencv import describe
-from .tensor import OneThread
+from .tensor import OneThread, apart
 
 
 def scores_of(batch: list[Request], name: str) -> torch.Tensor:
@@ -129,8 +129,8 @@ class ArgMaxTensor(Backend):
     def forward(self, batch: list[Request]) -> None:
         with OneThread():
             best = scores_of(batch, "ArgMaxTensor").argmax(-1)
-        for i, request in enumerate(batch):
-            request["result"] = best[i : i + 1]
+        for request, own in zip(batch, apart(best, [1] * len(batch)), strict=True):
+            request["result"] = own
 
 
 @built_in()

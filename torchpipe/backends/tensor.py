@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 from collections.abc import Callable, Hashable, Iterable, Sequence
@@ -26,6 +27,14 @@ MOST_JOINED = 2**16
 
 Eight images of 32 x 32 take half the time in one call, of 128 x 128 the same, of 512 x 512 three times that.
 """
+
+STAYS_IN_THREAD = 2**15
+"""Numbers up to which torch copies in the thread that calls; more it shares out among a team of threads."""
+
+MULTIPLIED = frozenset(
+    (torch.float32, torch.float16, torch.bfloat16, torch.float64, torch.int64, torch.int32, torch.uint8)
+)
+"""The dtypes in which a product with 1 is a copy; of truth values it would be integers."""
 
 
 def torch_device(name: str, parameter: str = "device") -> torch.device:
@@ -105,6 +114,45 @@ class OneThread:
 
     def __exit__(self, *error: object) -> None:
         self._set(self._before)
+
+
+def apart(together: torch.Tensor, counts: Sequence[int], axis: int = 0) -> list[torch.Tensor]:
+    """What each of several requests gets of one tensor, ``counts`` rows of it, in memory of its own.
+
+    A view would keep the memory of the whole batch as long as one request's answer lives, and a pickle of it
+    would hold everybody's values. All are copied in one call, on a GPU in one launch; who is alone gets the
+    tensor itself, if that is all of its memory.
+    """
+    if len(counts) == 1:
+        return [own(together)]
+    if together.is_cuda:
+        return copies(together.split(list(counts), axis))
+    with _in_this_thread(together):
+        if together.is_contiguous():
+            # The stubs say that it returns nothing.
+            copied: Any = torch.split_with_sizes_copy(together, list(counts), axis)  # type: ignore[func-returns-value]
+            return list(copied)
+        return [rows.clone() for rows in together.split(list(counts), axis)]
+
+
+def own(tensor: torch.Tensor) -> torch.Tensor:
+    """``tensor`` itself where it is all of its memory, else a copy, which keeps no more than itself alive."""
+    if tensor.untyped_storage().nbytes() <= tensor.nbytes:
+        return tensor
+    with _in_this_thread(tensor):
+        return tensor.clone()
+
+
+def _in_this_thread(tensor: torch.Tensor) -> contextlib.AbstractContextManager:
+    return contextlib.nullcontext() if tensor.numel() <= STAYS_IN_THREAD else OneThread()
+
+
+def copies(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Each tensor in memory of its own; of one dtype on a GPU that is one launch for all."""
+    first = tensors[0]
+    if first.is_cuda and first.dtype in MULTIPLIED:
+        return list(torch._foreach_mul(list(tensors), 1))  # torch has no such copy that also makes the memory
+    return [tensor.clone() for tensor in tensors]
 
 
 def tensors_of(data: Any, name: str) -> Sequence[torch.Tensor]:
@@ -220,7 +268,7 @@ class ImagesTensor(Backend):
             together = joined([image.tensor for image in members], layout, self.real)
             changed, inverse = self.change(together, members[0].wish)
             rows = count if layout == "nchw" else 1
-            parts = changed.split(rows) if len(members) > 1 else (changed,)
+            parts = apart(changed, [rows] * len(members)) if len(members) > 1 else [changed]
             for image, part in zip(members, parts, strict=True):
                 self._put(image, part, inverse)
 

@@ -18,7 +18,7 @@ from .base import UNLIMITED, Backend
 from .boxes import BoxError, box_numbers, box_of, one_box
 from .inverse import Inverse
 from .opencv import describe, wanted_size
-from .tensor import ImagesTensor, OneThread, a_tensor, as_planes, layout_of, tensors_of
+from .tensor import ImagesTensor, OneThread, a_tensor, as_planes, layout_of, own, tensors_of
 from .tensor_resize import check_area
 
 
@@ -80,10 +80,10 @@ def _turned(tensor: torch.Tensor) -> torch.Tensor:
 
 @built_in("PPLCropTensor")
 class CropTensor(Backend):
-    """Cuts a box out of an image, without copying it.
+    """Cuts a box out of an image: a copy, which does not keep the whole image in memory.
 
     Reads ``data``: tensor 1xCxHxW, CxHxW or HxWxC of any dtype; ``_box``: [x1, y1, x2, y2] in pixels, whole
-    numbers, x2 and y2 not included; what follows them is left out. Writes ``result``: a view, 1xCxhxw;
+    numbers, x2 and y2 not included; what follows them is left out. Writes ``result``: 1xCxhxw;
     ``inverse_trans``: new image -> original.
 
     Raises:
@@ -111,7 +111,7 @@ class CropTensor(Backend):
                     f"CropTensor: the box {x1}, {y1}, {x2}, {y2} is empty or not inside the image of "
                     f"{width} x {height}"
                 )
-            request["result"] = planes[:, :, y1:y2, x1:x2]
+            request["result"] = own(planes[:, :, y1:y2, x1:x2])
             request["inverse_trans"] = Inverse.of_shift(x1, y1)
 
 

@@ -12,7 +12,7 @@ from ..registry import built_in
 from ..request import TASK_RESULT_KEY, Request
 from .base import UNLIMITED, Backend
 from .opencv import describe
-from .tensor import OneThread, a_tensor, tensors_of
+from .tensor import OneThread, a_tensor, apart, tensors_of
 
 
 def under(request: Request, key: str, name: str) -> list[torch.Tensor]:
@@ -183,7 +183,7 @@ class CatTensor(Backend):
 
 @built_in()
 class SplitTensor(Backend):
-    """Splits a tensor along an axis into a list of views: the reverse of CatTensor.
+    """Splits a tensor along an axis into a list: the reverse of CatTensor. Each part has memory of its own.
 
     Reads ``data``: a tensor. Writes ``result``: list of tensors of ``size`` rows; the last may have fewer.
 
@@ -210,4 +210,6 @@ class SplitTensor(Backend):
             data: Any = a_tensor(request["data"], "SplitTensor")
             if not -data.ndim <= self.dim < data.ndim:
                 raise RequestError(f"SplitTensor: {describe(data)} has no axis {self.dim}")
-            request["result"] = list(data.split(self.size, self.dim))
+            length = data.shape[self.dim]
+            sizes = [min(self.size, length - start) for start in range(0, length, self.size)] or [0]
+            request["result"] = apart(data, sizes, self.dim)

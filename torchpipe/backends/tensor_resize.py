@@ -16,7 +16,7 @@ from .fused import LARGEST_RESULT, SOURCES, Plan, launch, source_of, works
 from .inverse import Inverse
 from .opencv import describe, wanted_size
 from .pad import Padding, PadValue
-from .tensor import Image, ImagesTensor, as_planes
+from .tensor import Image, ImagesTensor, apart, as_planes
 
 MOST_PIXELS = 100 * 2**20
 
@@ -100,7 +100,7 @@ class _ToOneSize(ImagesTensor):
     def _launch(self, images: list[Image], device: torch.device, dtype: torch.dtype, channels: int) -> None:
         sources = [source_of(as_planes(image.tensor, image.layout)[0]) for image in images]
         rows = launch(sources, self.plan, device, dtype, channels)
-        for image, source, row in zip(images, sources, rows.split(1), strict=True):
+        for image, source, row in zip(images, sources, apart(rows, [1] * len(images)), strict=True):
             size = torch.Size(source[-2:])
             self._put(image, row, way_back(size, *self._inner(*size), self.plan.align_corners))
 

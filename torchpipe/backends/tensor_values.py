@@ -13,7 +13,7 @@ from ..registry import built_in
 from ..request import TASK_REQUEST_SIZE_KEY, Request
 from .base import UNLIMITED, Backend
 from .opencv import describe
-from .tensor import EachTensor, a_tensor, tensors_of, torch_device
+from .tensor import EachTensor, a_tensor, own, tensors_of, torch_device
 
 
 @built_in()
@@ -94,7 +94,7 @@ class CreateTensor(Backend):
 
 @built_in()
 class LastBatchTensor(EachTensor):
-    """Keeps the last row of a tensor, as a view.
+    """Keeps the last row of a tensor, in memory of its own.
 
     Reads ``data``: a tensor of n rows, n x ..., or a list of them. Writes ``result``: 1 x ...
 
@@ -109,7 +109,7 @@ class LastBatchTensor(EachTensor):
     def change(self, tensor: torch.Tensor) -> torch.Tensor:
         if not tensor.ndim or not len(tensor):
             raise RequestError(f"LastBatchTensor takes a tensor with rows, got {describe(tensor)}")
-        return tensor[-1:]
+        return own(tensor[-1:])
 
 
 def _rows(data: Any, name: str) -> int:

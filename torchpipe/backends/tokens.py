@@ -12,7 +12,7 @@ from ..registry import built_in
 from ..request import Request
 from .base import UNLIMITED, Backend
 from .opencv import describe
-from .tensor import OneThread, a_tensor, tensors_of, torch_device
+from .tensor import OneThread, a_tensor, apart, tensors_of, torch_device
 from .tensor_files import load_tensor, load_tensors
 from .tensor_list import under
 
@@ -58,7 +58,7 @@ class IndexSelectTensor(Backend):
         indices = [self._checked(request["data"]) for request in batch]
         with OneThread():
             flat = torch.cat([one.reshape(-1) for one in indices])
-            rows = self.table.index_select(0, flat).split([one.numel() for one in indices])
+            rows = apart(self.table.index_select(0, flat), [one.numel() for one in indices])
             for request, part, one in zip(batch, rows, indices, strict=True):
                 request["result"] = part.reshape(*one.shape, *self.table.shape[1:])
 

@@ -20,7 +20,7 @@ from ...parameters import Number
 from ...request import Request
 from ..base import Backend
 from ..opencv import describe
-from ..tensor import as_numpy, gpu
+from ..tensor import apart, as_numpy, gpu
 
 Precision = Literal["fp32", "fp16", "bf16"]
 Threads = Annotated[int, Field(ge=1, le=1024)]
@@ -47,7 +47,8 @@ class Engine(Backend):
 
     Reads ``data``: a tensor of k rows (k x ...; usually k = 1), or a list of tensors for a network of
     several inputs. Writes ``result``: the output's k rows, or a list of such tensors for several outputs.
-    Requests of equal shape and dtype go through in one call.
+    Requests of equal shape and dtype go through in one call. Nothing of ``data`` is written to, and what a
+    request gets shares memory with nobody else's.
 
     Subclasses write ``infer(inputs)``: tensors in, tensors out, rows on axis 0.
     """
@@ -66,6 +67,10 @@ class Engine(Backend):
     def join(self, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
         """The same input of several requests, joined on axis 0."""
         return torch.cat(tensors) if len(tensors) > 1 else tensors[0]
+
+    def apart(self, output: torch.Tensor, counts: list[int]) -> list[torch.Tensor]:
+        """What each request gets of an output, its number of rows, in memory of its own."""
+        return apart(output, counts)
 
     def forward(self, batch: list[Request]) -> None:
         if self.raw.unseen:
@@ -110,12 +115,10 @@ class Engine(Backend):
                     f"{self._name}: {rows} rows in, but an output of shape {tuple(output.shape)}: "
                     "the rows of the inputs must be on axis 0 of every output"
                 )
-        start = 0
-        for request, tensors in members:
-            end = start + len(tensors[0])
-            parts = [output[start:end] for output in outputs]
-            request["result"] = parts[0] if len(parts) == 1 else parts
-            start = end
+        counts = [len(tensors[0]) for _, tensors in members]
+        parts = zip(*(self.apart(output, counts) for output in outputs), strict=True)
+        for (request, _), own in zip(members, parts, strict=True):
+            request["result"] = own[0] if len(own) == 1 else list(own)
 
     @property
     def _name(self) -> str:

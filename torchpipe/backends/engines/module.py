@@ -32,6 +32,20 @@ class TorchEngine(Engine):
         self.dtype = DTYPES[precision]
         limit_torch_threads(threads)
 
+    # The network is a user's: it may write into what it gets, and keep, or give again, what it gave. So it
+    # gets nothing that anybody else can see, and nobody gets what it can still see.
+
+    def join(self, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
+        first = tensors[0]
+        if len(tensors) > 1:
+            return torch.cat(tensors)
+        copied = first.device != self.device or first.dtype != self._input_dtype(first)  # by infer
+        return first if copied else first.detach().clone()
+
+    def apart(self, output: torch.Tensor, counts: list[int]) -> list[torch.Tensor]:
+        output = output.detach()  # it may be a weight
+        return super().apart(output, counts) if len(counts) > 1 else [output.clone()]
+
     def infer(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
         with torch.no_grad():  # not inference_mode: callers may change what they get, in place too
             inputs = [upload(tensor, self.device).to(self._input_dtype(tensor)) for tensor in inputs]

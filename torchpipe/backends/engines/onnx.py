@@ -194,8 +194,9 @@ class OnnxTensor(Engine):
         """Run on tensors where they are, and leave the outputs there: nothing is copied to the host.
 
         On a GPU the session's stream and the current one wait for each other; the host waits for neither.
-        Outputs are copied there: ONNX Runtime would use their memory again as soon as nobody refers to it,
-        whatever stream still reads it, and ``record_stream`` is only for torch's own.
+        Outputs are copied: ONNX Runtime would use their memory again as soon as nobody refers to it, whatever
+        stream still reads it, and ``record_stream`` is only for torch's own; and an input that is an output,
+        too, would be given as it is.
         """
         place, index = self.device.type, self.device.index or 0
         binding = self.session.io_binding()
@@ -216,7 +217,7 @@ class OnnxTensor(Engine):
                 current.wait_stream(self._stream)
             return [torch.from_dlpack(value).clone() for value in binding.get_outputs()]
         self.session.run_with_iobinding(binding)
-        return [torch.from_dlpack(value) for value in binding.get_outputs()]
+        return [torch.from_dlpack(value).clone() for value in binding.get_outputs()]
 
     def sample(self) -> Request:
         return zeros(self.shapes, self.dtypes, "OnnxTensor")

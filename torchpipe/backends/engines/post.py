@@ -14,6 +14,7 @@ from ..cuda import download
 from ..flow import Identity
 from ..opencv import describe
 from ..preprocess import PreprocessTensor
+from ..tensor import apart
 
 Postprocessor = Literal["split", "cpu", "SoftmaxCpu", "SoftmaxMax", "SoftmaxArgMax"]
 
@@ -62,13 +63,13 @@ def on_gpu(name: Postprocessor, outputs: Sequence[torch.Tensor]) -> list[torch.T
 def deliver(
     name: Postprocessor, outputs: Sequence[torch.Tensor], batch: Sequence[Request], counts: Sequence[int]
 ) -> None:
-    """Write each request's ``result``: its ``counts`` rows of what :func:`on_gpu` gave."""
+    """Write each request's ``result``: its ``counts`` rows of what :func:`on_gpu` gave, as its own memory."""
     if name != "split":
         outputs = [download(output) for output in outputs]
     if name in ("SoftmaxMax", "SoftmaxArgMax"):
         _deliver_best(name, outputs[0].tolist(), batch, counts)
         return
-    columns = [output.split(list(counts)) for output in outputs]
+    columns = [apart(output, counts) for output in outputs]
     for i, request in enumerate(batch):
         request["result"] = columns[0][i] if len(columns) == 1 else [column[i] for column in columns]
 

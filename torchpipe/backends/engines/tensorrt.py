@@ -241,7 +241,8 @@ class TensorrtTensor(Backend):
             ends = list(accumulate(counts))
             outputs = [torch.cat([output[end - 1 : end] for end in ends]) for output in outputs]
             counts = [1] * len(counts)
-        elif self.postprocessor == "split" and self.graphs is not None:  # the next launch overwrites them
+        elif self.postprocessor == "split" and len(batch) == 1 and self.graphs is not None:
+            # The next launch overwrites them. Several requests get copies in any case.
             outputs = [output.clone() for output in outputs]
         deliver(self.postprocessor, outputs, batch, counts)
         for request in batch:
