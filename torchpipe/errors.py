@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import concurrent.futures
 import contextlib
 import difflib
 from collections.abc import Iterable, Iterator
@@ -95,6 +97,18 @@ class ReentryError(TorchpipeError, RuntimeError):
     """
 
 
+class EscapedError(TorchpipeError, RuntimeError):
+    """A backend, filter or map let out an exception that steers Python itself, such as a CancelledError.
+
+    What it waited for was cancelled, or an iterator of its own ended (StopIteration). Passed on as it is, its
+    caller would take it for its own: a cancelled task, or the end of a loop, is no error to anybody. The
+    exception itself is the ``__cause__``.
+    """
+
+
+STEERING = (asyncio.CancelledError, concurrent.futures.CancelledError, StopIteration, StopAsyncIteration)
+
+
 class WorkerError(TorchpipeError, RuntimeError):
     """A worker process gave a result, or raised an exception, that does not pickle.
 
@@ -129,6 +143,20 @@ class NoResultError(TorchpipeError, RuntimeError):
 
     What to do: look at the input; the request's own keys say more if you call ``model.pipe``.
     """
+
+
+def as_error(error: BaseException) -> BaseException:
+    """``error`` itself, or an EscapedError with its notes in its place where nobody would see an error in it."""
+    if not isinstance(error, STEERING):
+        return error
+    name = type(error).__name__
+    cancelled = "something that it waited for was cancelled"
+    why = "an iterator ended in it" if "Iteration" in name else cancelled
+    escaped = EscapedError(f"{name} came out of it, since {why}; catch that where it is raised")
+    escaped.__cause__ = error
+    for text in getattr(error, "__notes__", ()):
+        note(escaped, text)
+    return escaped.with_traceback(error.__traceback__)
 
 
 def note(error: BaseException, text: str) -> None:

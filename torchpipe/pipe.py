@@ -27,12 +27,12 @@ from .engine.stage import Stage
 from .engine.unscheduled import Unscheduled
 from .engine.warmup import warm_up
 from .environment import settle_process
-from .errors import ConfigError, PipeClosedError, ReentryError, RequestError
+from .errors import ConfigError, DeadlineError, OverloadedError, PipeClosedError, ReentryError, RequestError
 from .event import Event
 from .explain import Explanation, explain
 from .graph import check_graph
 from .request import Request
-from .stats import node_stats
+from .stats import pipe_stats
 
 CLOSED = "this pipe was closed"
 FORKED = "this pipe belongs to the process that this one was forked from"
@@ -179,9 +179,12 @@ class Pipe:
     def stats(self) -> dict[str, dict[str, Any]]:
         """By node: requests, errors, no result, queue, batches and why each was closed, costs, times (ms).
 
-        Nodes that share instances show the same figures; of a Jump only what it sent is counted.
+        Nodes that share instances show the same figures, but for requests that ``expired`` or were
+        ``cancelled`` there; of a Jump only what it sent is counted. Under ``"global"``, which is no node's
+        name: the whole pipe's requests ``queued`` at its entrance and ``running``, and those that were
+        ``refused``, ``expired`` or ``cancelled``, wherever they had come to.
         """
-        return node_stats(self._nodes)
+        return pipe_stats(self._nodes, self._entrance)
 
     # Ending
 
@@ -299,6 +302,7 @@ class Pipe:
     def _call_one(self, given: Request) -> None:
         for _ in self._entrance.count_in:
             break
+        branched = False
         try:
             self._entrance.refuse_closed()
             request, route = self._entrance.prepare(given)
@@ -309,7 +313,12 @@ class Pipe:
                     self._entrance.fill_in(given, request)
                     return
                 route = again
+            branched = True
             self._call_branched(given, request, route)
+        except (OverloadedError, DeadlineError) as error:
+            if not branched:  # else it has been counted by now
+                self._entrance.lost.ended(error)
+            raise
         finally:
             self._entrance.inside.pop()
 

@@ -1,4 +1,4 @@
-"""What a stage's instances counted and measured, added up for people and monitors."""
+"""What a pipe and its nodes counted and measured, added up for people and monitors."""
 
 from __future__ import annotations
 
@@ -6,20 +6,44 @@ from collections import Counter, deque
 from collections.abc import Iterable
 from typing import Any
 
+from .engine.entrance import Entrance
 from .engine.instance import KEPT
 from .engine.node import Tally
 from .engine.nodes import Nodes
 from .engine.stage import Stage
 
+PIPE = "global"
+"""Under what name the figures of the whole pipe stand; no node is called that."""
 
-def node_stats(nodes: Nodes) -> dict[str, dict[str, Any]]:
-    """The figures of all nodes that have any: what runs without a scheduler is not counted."""
+
+def pipe_stats(nodes: Nodes, entrance: Entrance) -> dict[str, dict[str, Any]]:
+    """The figures of all nodes that have any: what runs without a scheduler is not counted. And the pipe's.
+
+    Those of a node that are lost are those that had come to it: ``expired``, because their deadline passed,
+    ``cancelled``, because their callers gave them up.
+
+    Keys of the pipe: ``queued`` (requests that wait at the entrance now), ``running`` (that are inside now),
+    ``errors`` (of all nodes together), and of all requests, with those that had come to no node yet:
+    ``refused`` (their callers got an OverloadedError), ``expired`` (a DeadlineError), ``cancelled``.
+    """
     figures: dict[str, dict[str, Any]] = {}
+    lost = entrance.lost
+    errors: dict[int, int] = {}  # by what has counted them, which nodes may share
     for name, node in nodes.by_name.items():
         if node.jump is not None:
             figures[name] = jump_stats(node.tally)
         elif isinstance(node.stage, Stage):
             figures[name] = stage_stats(node.stage)
+        else:
+            continue
+        errors[id(node.tally if node.jump is not None else node.stage)] = figures[name]["errors"]
+        figures[name] |= {"expired": lost.count("expired", name), "cancelled": lost.count("cancelled", name)}
+    figures[PIPE] = {
+        "queued": entrance.admission.waiting() if entrance.admission is not None else 0,
+        "running": len(entrance.inside),
+        "errors": sum(errors.values()),
+        **{how: lost.count(how) for how in ("refused", "expired", "cancelled")},
+    }
     return figures
 
 
@@ -33,6 +57,7 @@ def jump_stats(tally: Tally) -> dict[str, Any]:
         "requests": tally.requests,
         "errors": tally.errors,
         "no_result": tally.no_result,
+        "refused": 0,
         "queued": 0,
         "running": tally.away,
         "batch_sizes": {1: tally.requests} if tally.requests else {},
@@ -47,11 +72,11 @@ def stage_stats(stage: Stage) -> dict[str, Any]:
     """The figures of one node; times are milliseconds over the newest 1024 batches of each instance.
 
     Keys: ``requests``, ``errors``, ``no_result`` (requests left without one, and without an error),
-    ``queued`` (now), ``running`` (instances now), ``batch_sizes`` (how many batches of each size),
-    ``closed`` (why batches were closed: ``full``; ``alone``: nobody else was there; ``nothing_more``: waiting
-    could not pay; ``timeout``; ``no_gain``: more would not have been cheaper), ``cost_ms`` (what a batch of
-    each size costs, learned; for nodes that batch), ``fixed_ms`` and ``each_ms`` (the line fitted to it),
-    ``run_ms`` and ``wait_ms`` (mean, p50, p99).
+    ``refused`` (by ``max_queue``), ``queued`` (now), ``running`` (instances now), ``batch_sizes`` (how many
+    batches of each size), ``closed`` (why batches were closed: ``full``; ``alone``: nobody else was there;
+    ``nothing_more``: waiting could not pay; ``timeout``; ``no_gain``: more would not have been cheaper),
+    ``cost_ms`` (what a batch of each size costs, learned; for nodes that batch), ``fixed_ms`` and ``each_ms``
+    (the line fitted to it), ``run_ms`` and ``wait_ms`` (mean, p50, p99).
     """
     sizes: Counter[int] = Counter()
     closings: Counter[str] = Counter()
@@ -73,6 +98,7 @@ def stage_stats(stage: Stage) -> dict[str, Any]:
         "requests": sum(size * count for size, count in sizes.items()),
         "errors": sum(instance.errors for instance in stage.instances),
         "no_result": sum(instance.no_result for instance in stage.instances),
+        "refused": stage.refused.value,
         "queued": len(stage.pending),
         "running": sum(bool(instance.owner) for instance in stage.instances),
         "batch_sizes": dict(sorted(sizes.items())),

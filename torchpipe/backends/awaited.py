@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, as_error
 from ..loop import EventLoop
 from ..reason import Reason
 from ..request import Request
@@ -77,11 +77,7 @@ class Awaited(Backend):
                 refuse_returned(returned, requests, self.label or type(self).__name__)
             except TypeError as refused:
                 return refused
-        if isinstance(error, BaseException) and type(error).__name__ == "CancelledError":
-            inner = RuntimeError(f"{self.label}: its coroutine was cancelled from inside")
-            inner.__cause__ = error
-            return inner
-        return error
+        return error and as_error(error)
 
 
 def coroutines_of(target: type) -> dict[str, Any]:

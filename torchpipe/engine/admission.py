@@ -69,6 +69,10 @@ class Admission:
                 raise
         return size
 
+    def waiting(self) -> int:
+        """How many wait to be let in."""
+        return len(self._waiting)
+
     def ask(self, request: Request, size: int, come: Callable[[], None]) -> int | None:
         """None if there is room. Else ``come()`` is called when there is; the number to :meth:`give_up`."""
         with self._lock:

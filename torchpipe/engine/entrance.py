@@ -18,6 +18,7 @@ from ..reason import settle
 from ..request import Request
 from .admission import Admission, size_of
 from .journey import Step
+from .lost import Lost
 from .node import Route
 from .nodes import Nodes
 from .outcome import Outcome
@@ -33,6 +34,7 @@ class Entrance:
         self.inside: deque[None] = deque()  # its length is the number of requests inside
         # Stepping an iterator counts one in; a call could be interrupted before the try that counts it out.
         self.count_in = iter(functools.partial(self.inside.append, None), False)
+        self.lost = Lost()
         self.alarm = nodes.alarm
         self._nodes = nodes
         self._roots = nodes.entries(graph.roots)
@@ -106,7 +108,18 @@ class Entrance:
         if self.admission is None:
             return None
         self.refuse_closed()
-        return self.admission.enter(request, deadline)
+        try:
+            return self.admission.enter(request, deadline)
+        except BaseException as error:
+            self._turned_away(error)
+            raise
+
+    def _turned_away(self, error: BaseException) -> None:
+        """One that waited at the entrance, or came too late for that, does not come in."""
+        if isinstance(error, Exception):
+            self.lost.ended(error)
+        else:  # its caller has left
+            self.lost.add("cancelled")
 
     async def admit_async(self, request: Request, deadline: float | None) -> int | None:
         if self.admission is None:
@@ -123,7 +136,11 @@ class Entrance:
             if not room.done():
                 room.set_result(None)
 
-        number = self.admission.ask(request, size, come)
+        try:
+            number = self.admission.ask(request, size, come)
+        except BaseException as error:
+            self._turned_away(error)
+            raise
         if number is not None:
             left = None if deadline is None else max(deadline - time.monotonic(), 0)
             try:
@@ -131,7 +148,9 @@ class Entrance:
             except BaseException as error:
                 self.admission.give_up(number, size)
                 if isinstance(error, asyncio.TimeoutError):
+                    self.lost.add("expired")
                     raise DeadlineError("the request found no room in the pipe in time") from None
+                self._turned_away(error)
                 raise
         return size
 

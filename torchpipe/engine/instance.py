@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..backends.awaited import Awaited
 from ..backends.base import Backend, refuse_returned
-from ..errors import note
+from ..errors import as_error, note
 from ..reason import unanswered_by
 from ..request import Request
 from .batching import Costs
@@ -209,6 +209,7 @@ class Instance:
     def _named(self, error: BaseException, index: int, batch: list[Request]) -> BaseException:
         """The error for one request: its own copy when several share it, with a note of where it happened."""
         batch[index].pop("result", None)
+        error = as_error(error)
         if len(batch) > 1:
             error = own_copy(error)
         together = f", together with {len(batch) - 1} more in its batch" if len(batch) > 1 else ""

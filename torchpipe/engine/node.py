@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ..errors import FilterError, note
+from ..errors import STEERING, FilterError, as_error, note
 from ..filters import Filter, Status
 from ..mapping import Mapping
 from ..reason import forget, not_run
@@ -91,6 +91,8 @@ class Node:
                 raise FilterError("the filter answered Error")
         except BaseException as error:
             note(error, f"in the filter of node {self.name!r}")
+            if isinstance(error, STEERING):
+                raise as_error(error) from error
             raise
         if status is Status.Run:
             if "result" in request:  # half as long as a pop

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from ..errors import DeadlineError
+from ..errors import DeadlineError, as_error
 from ..request import Request
 from .journey import Journey, Step
 from .node import Route
@@ -81,11 +81,22 @@ class Outcome:
 
         Whatever still runs for it is not waited for, and what comes of that is dropped.
         """
+        node = self._place()
         if not self.abandon():
             return False
-        if self._wanted():
+        wanted = self._wanted()
+        if wanted and isinstance(error, Exception):
+            self._entrance.lost.ended(error, node)
+        else:  # given up, or an interrupt took its caller away
+            self._entrance.lost.add("cancelled", node)
+        if wanted:
             self._tell(self._index, error)
         return True
+
+    def _place(self) -> str:
+        """The node that it has come to."""
+        journey = self._journey
+        return journey.at if journey is not None else ""
 
     def abandon(self) -> bool:
         """Let nobody be told any more; False if that has happened before."""
@@ -109,8 +120,8 @@ class Outcome:
         return self.deadline is not None and monotonic() >= self.deadline
 
     def _too_late(self) -> DeadlineError:
-        journey = self._journey
-        place = f"; it had come to node {journey.at!r}" if journey is not None else ""
+        node = self._place()
+        place = f"; it had come to node {node!r}" if node else ""
         return DeadlineError(f"the request was not done within {monotonic() - self._started:.3f} s{place}")
 
     def arrived(self, computed: Request, error: BaseException | None) -> list[Step]:
@@ -126,15 +137,22 @@ class Outcome:
                 error = raised
         if error is None and not computed and self._late():
             error = self._too_late()  # it was dropped for that
-        self._journey = None  # which refers to this: no cycle may keep the request alive
-        tell = False
+        error = error and as_error(error)
+        mine = tell = False
         try:
-            tell = self.abandon() and self._wanted()
+            mine = self.abandon()
+            tell = mine and self._wanted()
             if tell and error is None:
                 self._entrance.fill_in(self._given, computed)
         except BaseException as raised:  # a GPU that failed
             error = raised
         finally:
+            node = self._place()
+            self._journey = None  # which refers to this: no cycle may keep the request alive
+            if tell:
+                self._entrance.lost.ended(error, node)
+            elif mine:
+                self._entrance.lost.add("cancelled", node)
             self.leave()
             if tell:
                 self._tell(self._index, error)

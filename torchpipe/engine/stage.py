@@ -21,6 +21,7 @@ from .batching import Patience
 from .bound import BoundThread
 from .free import FreeByRange
 from .instance import Instance, own_copy
+from .lost import Count
 from .pool import Pool, Waiting, run_job
 from .portion import SHORT, Portion
 from .priority import PriorityQueue, rank
@@ -110,6 +111,7 @@ class Stage:
         self.threads = threads  # of the bound instances
         self.selection = rules.selection or InOrder()
         self.watched = rules.stuck_after > 0  # then the pool runs everything, so that callers can be let go
+        self.refused = Count()  # those for which there was no room
         self._lost: BaseException | None = None  # why no instance is left
         self.successor: Stage | None = None  # what takes over, once this one is being replaced
         self._looks = bool(rules.selection or rules.ageing or rules.max_queue)  # at requests that come
@@ -217,6 +219,7 @@ class Stage:
         return None
 
     def _overloaded(self) -> OverloadedError:
+        self.refused.add()
         times = [times[-1] for instance in self.instances if (times := instance.run_times.copy())]
         batches = len(self.pending) / self.max / len(self.instances)
         after = (sum(times) / len(times) if times else 1.0) * max(batches, 1.0)

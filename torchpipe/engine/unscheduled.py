@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..backends.awaited import Awaited
 from ..backends.base import Backend, refuse_returned
-from ..errors import RequestError, note
+from ..errors import STEERING, RequestError, as_error, note
 from ..reason import unanswered_by
 from ..request import Request
 from .instance import gpu_of
@@ -55,6 +55,8 @@ class Unscheduled:
                 refuse_returned(returned, batch, self.backend.label)
         except BaseException as error:
             note(error, f"in {self.where}")
+            if isinstance(error, STEERING):
+                raise as_error(error) from error
             raise
         for request in batch:
             if "result" not in request:

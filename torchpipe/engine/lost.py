@@ -1,0 +1,51 @@
+"""Requests that came to nothing: how many were refused, expired or were given up, in the pipe and by node."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from typing import Literal
+
+from ..errors import DeadlineError, OverloadedError
+
+How = Literal["refused", "expired", "cancelled"]
+
+
+class Lost:
+    """Counts that any thread adds to. They are rare, so a lock is cheap enough, and exact."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._counts: Counter[tuple[str, How]] = Counter()
+
+    def add(self, how: How, node: str = "") -> None:
+        """One more in the whole pipe; and at ``node``, if it had come to one."""
+        with self._lock:
+            self._counts["", how] += 1
+            if node:
+                self._counts[node, how] += 1
+
+    def ended(self, error: BaseException | None, node: str = "") -> None:
+        """A caller is told ``error``: count that, if it is one of those."""
+        if isinstance(error, OverloadedError):
+            self.add("refused")  # by the entrance, or by the queue of a node, which counts that itself
+        elif isinstance(error, DeadlineError):
+            self.add("expired", node)
+
+    def count(self, how: How, node: str = "") -> int:
+        """How many so far, in the whole pipe or at a node."""
+        with self._lock:
+            return self._counts[node, how]
+
+
+class Count:
+    """A number that any thread adds to."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.value = 0
+
+    def add(self) -> None:
+        """One more."""
+        with self._lock:
+            self.value += 1
