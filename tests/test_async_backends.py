@@ -262,9 +262,9 @@ class TestAnError:
                 raise asyncio.CancelledError
 
         with torchpipe.pipe({"backend": "Cancels"}) as pipe:
-            with pytest.raises(EscapedError, match="CancelledError came out of it"):
+            with pytest.raises(torchpipe.EscapedError, match="CancelledError came out of it"):
                 pipe({"data": 1})
-            with pytest.raises(EscapedError, match="CancelledError came out of it"):
+            with pytest.raises(torchpipe.EscapedError, match="CancelledError came out of it"):
                 asyncio.run(pipe.async_call({"data": 1}))
 
 

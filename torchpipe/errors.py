@@ -146,7 +146,7 @@ class NoResultError(TorchpipeError, RuntimeError):
 
 
 def as_error(error: BaseException) -> BaseException:
-    """``error`` itself, or an EscapedError with its notes in its place where nobody would see an error in it."""
+    """``error`` itself, or an EscapedError with its notes where nobody would see an error in it."""
     if not isinstance(error, STEERING):
         return error
     name = type(error).__name__

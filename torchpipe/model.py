@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from concurrent.futures import Future
 from pathlib import Path
@@ -68,8 +69,13 @@ class Model:
         return outer
 
     def close(self) -> None:
-        """Wait for the calls inside and release the network."""
+        """Wait for the calls inside and release the network; a copy closes nothing."""
         self.pipe.close()
+
+    def __copy__(self) -> Model:
+        copied = object.__new__(type(self))
+        copied.__dict__.update(self.__dict__, pipe=copy.copy(self.pipe))
+        return copied
 
     def __enter__(self) -> Model:
         return self

@@ -12,7 +12,7 @@ import time
 import weakref
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, NoReturn
 
 from .backends.base import UNLIMITED
 from .config import changed, load
@@ -51,6 +51,9 @@ class Pipe:
     ...     request["result"]
     1
 
+    ``copy.copy`` and ``copy.deepcopy`` give a second handle on the same pipe, which keeps it open and does
+    not close it. A pipe does not pickle.
+
     Args:
         config: the path of a TOML file, a flat dict (one node), or a dict of dicts (nodes by name, with the
             defaults of all under ``"global"``). It is never modified.
@@ -65,20 +68,24 @@ class Pipe:
         Exception: what a backend raises while it is built or warmed up.
     """
 
+    # Not in the dict, which a copy shares: the pipe of which this is one, or None.
+    __slots__ = ("__dict__", "__weakref__", "_original")
+
     def __init__(self, config: Any, *, warmup: Request | list[Request] = ()) -> None:  # type: ignore[assignment]
+        self._original: Pipe | None = None
         self._given = _kept(config)
         self.config = load(config)
         self._closing = threading.Lock()
         self._released = False
         graph = check_graph(self.config.nodes)
         self._nodes = Nodes(self.config, graph)
-        settle_process()  # now that the backends have imported what they use
-        self._entrance = Entrance(self.config, graph, self._nodes)
         try:
+            settle_process()  # now that the backends have imported what they use
+            self._entrance = Entrance(self.config, graph, self._nodes)
             warm_up(self._nodes, self._entrance, warmup)
             self._nodes.watch()
         except BaseException:
-            self._entrance.alarm.close()
+            self._nodes.alarm.close()
             self._nodes.release()
             raise
         self._built = True
@@ -243,7 +250,7 @@ class Pipe:
     def close(self, timeout: float | None = None, drain: bool = True) -> None:
         """Refuse new calls, wait for those inside, end all threads and release the backends.
 
-        A second close waits for the first. In a forked child there is nothing to close.
+        A second close waits for the first. In a forked child, and for a copy, there is nothing to close.
 
         Args:
             timeout: seconds to wait at most.
@@ -254,7 +261,7 @@ class Pipe:
             TimeoutError: calls are still inside after ``timeout`` seconds; the pipe stays shut to new ones.
             ReentryError: a backend of this pipe is calling, which would have to wait for itself; shut, too.
         """
-        if self._entrance.closed == FORKED:
+        if self._original is not None or self._entrance.closed == FORKED:
             return
         self._entrance.closed = CLOSED
         if self._nodes.pool.loop.runs_here() or any(
@@ -284,8 +291,24 @@ class Pipe:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
+    def __copy__(self) -> Pipe:
+        copied = object.__new__(type(self))
+        copied.__dict__ = self.__dict__  # one and the same, since a reload must show in both
+        copied._original = self._original or self
+        return copied
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Pipe:
+        return self.__copy__()
+
+    def __reduce__(self) -> NoReturn:
+        config = repr(self._given) if isinstance(self._given, str) else "config"
+        raise TypeError(
+            "a pipe cannot be pickled: its threads, networks and memory are this process's own. Send its "
+            f"configuration and build it there, once for each process: torchpipe.pipe({config})"
+        )
+
     def __del__(self) -> None:
-        if getattr(self, "_built", False):
+        if getattr(self, "_original", self) is None and getattr(self, "_built", False):
             with contextlib.suppress(TimeoutError):
                 self.close(timeout=AT_EXIT)
 
