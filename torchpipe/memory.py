@@ -6,7 +6,10 @@ import ctypes
 import os
 
 KEEP = 16 * 2**20
-"""Bytes of free memory that each of malloc's arenas keeps rather than giving them back."""
+"""Bytes of free memory that each of malloc's arenas keeps at most, rather than giving them back.
+
+There is an arena for each thread that allocates, at most 8 for each core.
+"""
 
 LARGE = 8 * 2**20
 """Blocks of at least so many bytes get pages of their own, which go back when they are freed."""

@@ -17,6 +17,7 @@ from ...request import Request
 from ..cuda import upload
 from ..tensor import as_numpy, torch_device
 from .base import Engine, ForcedRange, Threads, force, model_source, zeros
+from .footprint import Footprint
 
 INPUT_DTYPES = {
     "tensor(float)": np.float32,
@@ -58,7 +59,8 @@ class OnnxTensor(Engine):
 
     Reads ``data``: a tensor of k rows, or a list of them for several inputs; cast to the network's dtype.
     Writes ``result``: tensors on ``device`` with the same rows. Each instance has a session of its own. On a
-    CPU numbers too small for float32's full precision (below 1e-38) count as 0.
+    CPU numbers too small for float32's full precision (below 1e-38) count as 0. What a session keeps for a
+    large input on a CPU is given back after a few small ones.
 
     Args:
         model: path of the .onnx or .onnx.encrypted file. Its first axis must be dynamic for ``max`` above 1;
@@ -110,6 +112,7 @@ class OnnxTensor(Engine):
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
+        options.enable_mem_pattern = False  # with it nothing is ever given back, and without no run is slower
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
         self.device = torch_device(device)
@@ -135,6 +138,8 @@ class OnnxTensor(Engine):
                 f"device = {device!r}: onnxruntime cannot load its {CUDA}; it must be built for the CUDA and "
                 f"cuDNN of torch, which has CUDA {torch.version.cuda}"
             )
+        self._footprint, self._giving_back = Footprint(), runtime.RunOptions()
+        self._giving_back.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self._read_signature(model, force_range)
 
     def _current_gpu(self) -> contextlib.AbstractContextManager:
@@ -187,8 +192,10 @@ class OnnxTensor(Engine):
         for name, shape, dtype, tensor in zip(self.names, self.shapes, self.dtypes, inputs, strict=True):
             self._check_shape(name, shape, tensor)
             feeds[name] = as_numpy(tensor).astype(dtype, copy=False)
+        large = self._footprint.too_large(sum(array.nbytes for array in feeds.values()))
         with denormals_as_zero():
-            return [torch.from_numpy(output) for output in self.session.run(None, feeds)]
+            outputs = self.session.run(None, feeds, self._giving_back if large else None)
+        return [torch.from_numpy(output) for output in outputs]
 
     def infer_bound(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
         """Run on tensors where they are, and leave the outputs there: nothing is copied to the host.

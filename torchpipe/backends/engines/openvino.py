@@ -15,6 +15,7 @@ from ..base import Backend
 from ..opencv import describe, mat
 from ..tensor import as_numpy
 from .base import Engine, Precision, RawBytes, Threads, existing_file, zeros
+from .footprint import Footprint
 
 HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 SUFFIXES = (".onnx", ".xml")
@@ -48,6 +49,7 @@ class Network:
         except RuntimeError as error:
             reason = " ".join(str(error).split())
             raise ConfigError(f"model = {model!r}: OpenVINO refuses it: {reason}") from error
+        self._footprint = Footprint()
         inputs = self.compiled.inputs
         self.names = [next(iter(one.names), str(i)) for i, one in enumerate(inputs)]
         self.shapes = [[_length(size) for size in one.get_partial_shape()] for one in inputs]
@@ -60,7 +62,10 @@ class Network:
         """Run it; the outputs belong to the caller."""
         cast = [array.astype(dtype, copy=False) for array, dtype in zip(inputs, self.dtypes, strict=True)]
         feeds = dict(enumerate(cast))
-        return list(self.request.infer(feeds, share_inputs=True).values())
+        outputs = list(self.request.infer(feeds, share_inputs=True).values())
+        if self._footprint.too_large(sum(array.nbytes for array in cast)):
+            self.compiled.release_memory()
+        return outputs
 
     def check(self, index: int, shape: tuple[int, ...], owner: str) -> None:
         """Raise a RequestError unless the input takes this shape."""
@@ -81,7 +86,8 @@ class OpenvinoTensor(Engine):
     """Runs an ONNX file or OpenVINO's own .xml on the CPU (``pip install '.[openvino]'``).
 
     Reads ``data``: a tensor of k rows, or a list of them for several inputs; cast to the network's dtype.
-    Writes ``result``: CPU tensors with the same rows. Each instance compiles a network of its own.
+    Writes ``result``: CPU tensors with the same rows. Each instance compiles a network of its own. What it
+    keeps for a large input is given back after a few small ones.
 
     Args:
         model: path of the .onnx or .xml file. Its first axis must be dynamic for ``max`` above 1; where it
