@@ -67,6 +67,10 @@ class Backend:
     def forward_one(self, request: Request) -> None:
         raise TypeError(f"{type(self).__name__} must define forward(batch) or forward_one(request)")
 
+    def findings(self) -> list[str]:
+        """What it found out that its configuration does not say, for ``explain()``: a sentence each."""
+        return []
+
     def close(self) -> None:
         """Release what the backend holds; called once, when its pipe is closed."""
 

@@ -23,7 +23,7 @@ from ..opencv import describe
 from ..tensor import torch_device
 from .base import Engine, Normalise, existing_file
 from .graphs import COARSE, FINE, Graphs, batch_sizes
-from .module import cast, load_export, private_copy
+from .module import in_precision, load_export, private_copy
 from .post import Postprocessor, deliver, prepared_by, through
 
 PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -160,7 +160,7 @@ class CudaGraphTensor(Engine):
             except RuntimeError as error:
                 reason = str(error).splitlines()[0]
                 raise ConfigError(f"model = {model!r} is no TorchScript file: {reason}") from error
-            plain = cast(plain, self.device, self.dtype)
+            plain = in_precision(plain, self.device, self.dtype)
         if channels_last:
             plain = plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if optimise == "compile":
