@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from torchpipe import ConfigError, ConfigWarning, Pipe, RequestError
-from torchpipe.backends.engines.rows import alike, axis_of
+from torchpipe.backends.engines.rows import alike
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -350,23 +350,6 @@ def test_torchscript_and_pt2_are_looked_at_in_the_same_way(tmp_path):
 
 
 # Inside
-
-
-@pytest.mark.parametrize(
-    ("shapes", "axis"),
-    [
-        ([((1, 5), 1), ((4, 5), 4)], 0),
-        ([((7, 1, 5), 1), ((7, 4, 5), 4)], 1),
-        ([((4, 1), 1), ((4, 4), 4)], 1),
-        ([((3, 5), 1), ((3, 5), 3)], None),
-        ([((1, 1), 1), ((4, 4), 4)], None),
-        ([((), 1), ((), 4)], None),
-        ([((2, 5), 1), ((8, 5), 4)], None),
-        ([((1, 5), 1), ((4,), 4)], None),
-    ],
-)
-def test_an_axis_follows_the_rows_if_it_alone_has_as_many_places_each_time(shapes, axis):
-    assert axis_of(shapes) == axis
 
 
 def test_answers_are_alike_but_for_rounding():

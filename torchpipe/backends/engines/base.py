@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import threading
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -84,6 +86,11 @@ class Engine(Backend):
         """The same input of several requests, joined on axis 0."""
         return torch.cat(tensors) if len(tensors) > 1 else tensors[0]
 
+    def apart(self, output: Any, counts: Sequence[int], axis: int) -> list:
+        """What each request gets of an output: its number of rows along ``axis``."""
+        ends = accumulate(counts)
+        return [cut(output, axis, end - count, end) for end, count in zip(ends, counts, strict=True)]
+
     def fit(self, tensor: torch.Tensor, dtype: torch.dtype, name: str) -> None:
         """Raise a RequestError unless the input's values survive the cast to ``dtype`` or may change."""
         if tensor.dtype != dtype and self.checked:
@@ -150,12 +157,9 @@ class Engine(Backend):
         if axes is None:
             self._run(members)
             return
-        start = 0
-        for (request, _), count in zip(members, counts, strict=True):
-            end = start + count
-            parts = [cut(output, axis, start, end) for output, axis in zip(outputs, axes, strict=True)]
-            request["result"] = parts[0] if len(parts) == 1 else parts
-            start = end
+        columns = [self.apart(each, counts, axis) for each, axis in zip(outputs, axes, strict=True)]
+        for (request, _), parts in zip(members, zip(*columns, strict=True), strict=True):
+            request["result"] = parts[0] if len(parts) == 1 else list(parts)
 
     def _inputs(self, members: list[Values]) -> Values:
         """The inputs of several requests, each joined on axis 0; a number without axes is the same in all."""

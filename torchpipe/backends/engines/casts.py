@@ -39,19 +39,30 @@ def check(tensor: torch.Tensor, dtype: torch.dtype, where: str) -> None:
 
     Values on a GPU are looked at only on their way to integers: the host waits for that.
     """
-    needed, low, high = _needed(tensor.dtype, dtype)
-    if not needed or not tensor.numel():
+    needed = _needed(tensor.dtype, dtype)[0]
+    if not needed or (tensor.is_cuda and needed == "finite"):
+        return
+    _look(numbers(tensor), tensor.dtype, dtype, where)
+
+
+def check_array(array: np.ndarray, dtype: torch.dtype, where: str) -> None:
+    """The same for an array."""
+    if array.dtype.kind not in "biufc":
+        raise RequestError(f"{where} takes {_name(dtype)}, got {array.dtype}")
+    source = torch.from_numpy(np.empty(0, array.dtype)).dtype
+    if _needed(source, dtype)[0]:
+        _look(array, source, dtype, where)
+
+
+def _look(values: np.ndarray, source: torch.dtype, dtype: torch.dtype, where: str) -> None:
+    needed, low, high = _needed(source, dtype)
+    if not values.size:
         return
     if needed == "real":
         raise RequestError(
-            f"{where} takes {_name(dtype)}, got {_name(tensor.dtype)}: its imaginary parts would be lost; "
+            f"{where} takes {_name(dtype)}, got {_name(source)}: its imaginary parts would be lost; "
             "bring real numbers, or set cast = 'any'"
         )
-    if tensor.is_cuda:
-        if needed == "finite":
-            return
-        tensor = tensor.cpu()
-    values = numbers(tensor)
     if needed == "finite":
         least, most = values.min(), values.max()
         if not low < least <= most < high:  # as with NaN and infinity, which may stay what they are

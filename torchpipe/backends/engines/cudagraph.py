@@ -22,9 +22,11 @@ from ..cuda import upload
 from ..opencv import describe
 from ..tensor import torch_device
 from .base import Engine, Normalise, existing_file
+from .casts import Cast
 from .graphs import COARSE, FINE, Graphs, batch_sizes
 from .module import in_precision, load_export, private_copy
 from .post import Postprocessor, deliver, prepared_by, through
+from .rows import ROUGH, SEEN, Rows
 
 PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 TOLERANCE = 0.05
@@ -68,6 +70,11 @@ class CudaGraphTensor(Engine):
         postprocessor: ``split`` gives each request its rows; ``cpu`` the same on the CPU; ``SoftmaxCpu`` the
             softmax; ``SoftmaxMax`` [class, score]; ``SoftmaxArgMax`` sets ``score``, ``class``, ``result``.
         device: gpu, cuda, cuda:N, N; with ``;`` instances take turns.
+        rows: ``auto`` finds the axis of each output that its rows lie on, when it is built, see the guide;
+            ``0`` or ``0,1`` says it, for all or for each output; ``single`` runs requests one by one.
+        cast: ``checked`` refuses numbers that the network's type cannot hold; what lies on a GPU already is
+            only looked at on its way to integers. ``any`` changes them.
+        known: what the instances found out about the rows.
 
     Raises:
         ConfigError: there is no GPU, the file is missing or corrupt, or the network does not take the shape.
@@ -95,8 +102,11 @@ class CudaGraphTensor(Engine):
         optimise: Literal["fuse", "compile", "none"] = "fuse",
         postprocessor: Postprocessor = "split",
         device: DeviceName = "cuda",
+        rows: str = "auto",
+        cast: Cast = "checked",
+        known: Annotated[Rows, "shared"] = (),  # type: ignore[assignment]
     ) -> None:
-        super().__init__(max, [], [])
+        super().__init__(max, [], [], rows, cast, known, SEEN if precision == "fp32" else ROUGH)
         self.device = torch_device(device)
         if self.device.type != "cuda":
             raise ConfigError(f"device = {device!r}: CUDA graphs need a GPU; use ModuleTensor on the CPU")
@@ -115,9 +125,33 @@ class CudaGraphTensor(Engine):
         with _loading, torch.cuda.device(self.device), torch.no_grad(), _tf32(precision == "tf32"):
             network = self._shared(model, channels_last, optimise)
             chain = _chain(network, scale, self.dtype, self.device)
-            self.graphs = Graphs(chain, self._buffers, self.sizes, self.inner, postprocessor, network)
+            self._chain = chain
+            if max > 1:
+                self._axes()
+            self.graphs = Graphs(
+                chain, self._buffers, self.sizes, self.inner, postprocessor, self._axes, network
+            )
 
     # Building
+
+    def _axes(self) -> list[int] | None:
+        """The axes of the outputs that the rows lie on, found when they are first needed."""
+        if self.rows.axes is None and not self.rows.single:
+            for rows in (2, self.sizes[-1]):  # a network may take one number of rows only
+                # What it raises is raised again, with what to do, when it is recorded.
+                with torch.no_grad(), contextlib.suppress(Exception):
+                    self.rows.try_out(lambda inputs: self._chain(*inputs), self._rows_of, rows)
+                    break
+        return self.rows.axes
+
+    def _rows_of(self, count: int) -> list[torch.Tensor]:
+        """Made-up inputs of ``count`` rows, as the buffers are."""
+        made = []
+        for buffer in self._buffers:
+            rows = torch.rand((count, *buffer.shape[1:]), device=self.device).to(buffer.dtype)
+            last = buffer.ndim == 4 and buffer.is_contiguous(memory_format=torch.channels_last)
+            made.append(rows.contiguous(memory_format=torch.channels_last) if last else rows)
+        return made
 
     def _make_buffers(self, dtype: torch.dtype, channels_last: bool) -> list[torch.Tensor]:
         buffers = []
@@ -195,6 +229,10 @@ class CudaGraphTensor(Engine):
     # Running
 
     def forward(self, batch: list[Request]) -> None:
+        if len(batch) > 1 and self.rows.axes is None:
+            for request in batch:
+                self.forward([request])
+            return
         if self.inner is not None:
             filled = self.graphs.fill(batch)
             if filled is not None:
@@ -219,7 +257,7 @@ class CudaGraphTensor(Engine):
     def _deliver(self, outputs: list[torch.Tensor], batch: list[Request], counts: list[int]) -> None:
         if self.postprocessor == "split":  # else the host takes them before anything else is launched
             outputs = [output.clone() for output in outputs]
-        deliver(self.postprocessor, outputs, batch, counts)
+        deliver(self.postprocessor, outputs, batch, counts, self.rows.axes)
 
     def _check(self, tensors: Any) -> None:
         if len(tensors) != self.inputs:
@@ -235,6 +273,8 @@ class CudaGraphTensor(Engine):
         """The tensors where the buffers are, in their dtype, so that one call can join them there."""
         if all(tensor.dtype == self._dtype and tensor.device == self.device for tensor in column):
             return column
+        for tensor in column:
+            self.fit(tensor, self._dtype, "data")
         return [upload(tensor, self.device).to(self._dtype) for tensor in column]
 
     def infer(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:

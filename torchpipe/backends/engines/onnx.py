@@ -415,7 +415,10 @@ def _text(value: Any, axes: int, where: str) -> np.ndarray:
 def _value(output: Any) -> Any:
     """An output as a tensor, text as lists of str, sequences as lists."""
     if isinstance(output, np.ndarray):
-        return output.tolist() if output.dtype.kind in "OUS" else torch.from_numpy(output)
+        if output.dtype.kind in "OUS":
+            return output.tolist()
+        # ONNX Runtime's uint64 is a type of its own, which torch does not know.
+        return torch.from_numpy(output.view(np.uint64) if output.dtype.char == "Q" else output)
     return [_value(part) for part in output] if isinstance(output, list) else output
 
 

@@ -15,7 +15,7 @@ from ..base import Backend
 from ..opencv import describe, mat
 from ..tensor import OneThread
 from .base import Engine, Precision, Threads, existing_file, without_axes
-from .casts import Cast, check, numbers
+from .casts import Cast, check_array, numbers
 from .rows import ROUGH, SEEN, Rows, Values
 
 HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
@@ -39,6 +39,9 @@ TYPES = {
 }
 AS_FLOAT32 = ("bf16", "f8e4m3", "f8e5m2")
 """Types that numpy lacks: OpenVINO takes and gives float32 for them, and rounds inside."""
+
+INSIDE = {"i64": torch.int32, "u64": torch.int32, "u32": torch.int32, "f64": torch.float32}
+"""What OpenVINO computes with on a CPU, whatever the network says: larger numbers would be cut, silently."""
 
 CHANNELS = (1, 3, 4)
 """What the channels of an image may be, to tell n x C x H x W from n x H x W x C."""
@@ -65,19 +68,21 @@ class Network:
         }
         try:
             self.model = self.core.read_model(str(path))
-            self.types = [one.get_element_type().get_type_name() for one in self.model.inputs]
-            gives = [one.get_element_type().get_type_name() for one in self.model.outputs]
-            self._in_numpy(model, gives)
+        except RuntimeError as error:
+            raise _refused(model, error) from error
+        self.types = [one.get_element_type().get_type_name() for one in self.model.inputs]
+        gives = [one.get_element_type().get_type_name() for one in self.model.outputs]
+        self._in_numpy(model, gives)
+        try:
             self.compiled = self.core.compile_model(self.model, "CPU", options)
             self.request = self.compiled.create_infer_request()
         except RuntimeError as error:
-            reason = " ".join(str(error).split())
-            raise ConfigError(f"model = {model!r}: OpenVINO refuses it: {reason}") from error
+            raise _refused(model, error) from error
         inputs = self.compiled.inputs
         self.names = [next(iter(one.names), str(i)) for i, one in enumerate(inputs)]
         self.outputs = [next(iter(one.names), str(i)) for i, one in enumerate(self.compiled.outputs)]
         self.shapes = [[_length(size) for size in one.get_partial_shape()] for one in inputs]
-        self.takes = [TYPES[kind] for kind in self.types]
+        self.takes = [{TYPES[kind], INSIDE.get(kind, TYPES[kind])} for kind in self.types]
         self.gives = [TYPES[kind] for kind in gives]
         self.dtypes = [one.get_element_type().to_dtype() for one in inputs]
 
@@ -87,7 +92,7 @@ class Network:
         Raises:
             ConfigError: an input or output of another type; text, which OpenVINO's Python API corrupts.
         """
-        unknown = [kind for kind in (*self.types, *gives) if kind not in TYPES]
+        unknown = list(dict.fromkeys(kind for kind in (*self.types, *gives) if kind not in TYPES))
         if unknown:
             raise ConfigError(
                 f"model = {model!r}: inputs or outputs of type {', '.join(unknown)} are not supported here; "
@@ -120,6 +125,10 @@ class Network:
             raise RequestError(f"{owner}: input {self.names[index]!r} takes {wanted}, got {found}")
 
 
+def _refused(model: str, error: RuntimeError) -> ConfigError:
+    return ConfigError(f"model = {model!r}: OpenVINO refuses it: {' '.join(str(error).split())}")
+
+
 def _as(dtype: torch.dtype, output: np.ndarray) -> torch.Tensor:
     tensor = torch.from_numpy(output)
     if tensor.dtype == dtype:
@@ -138,7 +147,8 @@ class OpenvinoTensor(Engine):
 
     Reads ``data``: a tensor of k rows, or a list of them for several inputs; cast to the network's dtype. An
     input without axes takes a number. Writes ``result``: the request's part of each output, CPU tensors of
-    every type but text. Each instance compiles a network of its own.
+    every type but text. OpenVINO computes int64, uint64 and uint32 as int32, and float64 as float32, so
+    inputs must fit these. Each instance compiles a network of its own.
 
     Args:
         model: path of the .onnx or .xml file. Its first axis must be dynamic for ``max`` above 1; where it
@@ -226,7 +236,8 @@ class OpenvinoTensor(Engine):
         network = self.network
         for i, tensor in enumerate(inputs):
             network.check(i, tuple(tensor.shape), "OpenvinoTensor")
-            self.fit(tensor, network.takes[i], f"input {network.names[i]!r}")
+            for dtype in network.takes[i]:
+                self.fit(tensor, dtype, f"input {network.names[i]!r}")
         outputs = network([numbers(tensor) for tensor in inputs])
         return [_as(dtype, output) for dtype, output in zip(network.gives, outputs, strict=True)]
 
@@ -295,11 +306,8 @@ class OpenvinoMat(Backend):
             rows = rows.transpose(0, 3, 1, 2)
         self.network.check(0, rows.shape, f"OpenvinoMat, from {describe(image)}")
         if self.checked:
-            check(
-                torch.from_numpy(image),
-                self.network.takes[0],
-                f"OpenvinoMat: input {self.network.names[0]!r}",
-            )
+            for dtype in self.network.takes[0]:
+                check_array(image, dtype, f"OpenvinoMat: input {self.network.names[0]!r}")
         outputs = [self._mat(output) for output in self.network([np.ascontiguousarray(rows)])]
         request["result"] = outputs[0] if len(outputs) == 1 else outputs
 

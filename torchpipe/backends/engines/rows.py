@@ -142,16 +142,12 @@ class Rows:
         self.axes = found
         return found
 
-    def settle(self, axes: Sequence[int | None], shapes: str) -> None:
-        """The axes as they were found by other means: from the shapes that an engine has for two batches."""
-        if self.axes is not None or self.single:
-            return
-        for i, axis in enumerate(axes):
-            if axis is None:
-                self._give_up(f"output {self._name(i)} {shapes}")
-                return
-        self.axes = [axis for axis in axes if axis is not None]
-        self._said = [f"output {self._name(i)}: rows on axis {axis}, {shapes}" for i, axis in enumerate(axes)]
+    def try_out(self, infer: Callable[[Values], Values], example: Callable[[int], Values], rows: int) -> None:
+        """Find the axes from rows that ``example(rows)`` makes up, for an engine that is being built."""
+        if self.axes is None and not self.single and rows > 1:
+            inputs = example(rows)
+            outputs = [copied(output) for output in infer([copied(value) for value in inputs])]
+            self.find(infer, torch.cat, inputs, outputs, [1] * rows)
 
     def findings(self, most: int) -> list[str]:
         """What to tell people who ask; a warning begins with that word."""
@@ -339,19 +335,6 @@ def shape_of(value: Any) -> tuple[int, ...]:
     if isinstance(value, (torch.Tensor, np.ndarray)):
         return tuple(value.shape)
     return (len(value),) if isinstance(value, list) else ()
-
-
-def axis_of(shapes: Sequence[tuple[Sequence[int], int]]) -> int | None:
-    """The axis that has as many places as there are rows in each of several ``(shape, rows)``.
-
-    >>> axis_of([((7, 1, 5), 1), ((7, 4, 5), 4)])
-    1
-    """
-    for axis in range(min(len(shape) for shape, _ in shapes)):
-        rests = {(*shape[:axis], *shape[axis + 1 :]) for shape, _ in shapes}
-        if len(rests) == 1 and all(shape[axis] == rows for shape, rows in shapes):
-            return axis
-    return None
 
 
 def alike(one: Any, two: Any, tolerance: float) -> bool:
