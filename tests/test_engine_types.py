@@ -10,7 +10,7 @@ from torch import nn
 
 import torchpipe
 from torchpipe import ConfigError, Pipe, RequestError
-from torchpipe.backends.engines.casts import check
+from torchpipe.backends.casts import check
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -360,6 +360,31 @@ def test_an_image_for_openvino_must_fit_its_network(tmp_path):
         pytest.raises(RequestError, match="OpenvinoMat: input 'x' takes uint8, 0 to 255; got 300"),
     ):
         answers(pipe, image)
+
+
+def test_other_backends_that_cast_refuse_what_is_lost_too():
+    for name in ("FloatTensor", "FloatNCHWTensor"):
+        with Pipe({"backend": name}) as pipe:
+            with pytest.raises(
+                RequestError, match=f"{name} takes float32, at most .*: bring numbers that fit\n"
+            ):
+                answers(pipe, torch.full((1, 3, 2, 2), 1e300, dtype=torch.float64))
+            with pytest.raises(RequestError, match="imaginary parts would be lost"):
+                answers(pipe, torch.ones((1, 3, 2, 2), dtype=torch.complex64))
+    with Pipe({"backend": "FloatMat"}) as pipe, pytest.raises(RequestError, match="too large for float32"):
+        answers(pipe, np.full((2, 2, 3), 1e300))
+    merge = {"data": torch.zeros((3, 2), dtype=torch.int64), "prompt": torch.tensor([1, -200, 4])}
+    with (
+        Pipe({"backend": "MergePromptTensor", "placeholder": -200}) as pipe,
+        pytest.raises(RequestError, match=r"takes int64, whole numbers; got 0\.5"),
+    ):
+        pipe({**merge, "placeholder": torch.full((2, 2), 0.5)})
+    images = torch.ones((1, 2, 4), dtype=torch.float16)
+    with (
+        Pipe({"backend": "MultiModalEmbedsTensor"}) as pipe,
+        pytest.raises(RequestError, match="takes float16, at most 65504; got 1"),
+    ):
+        pipe({"data": images, "input_embeds": [torch.full((3, 4), 1e6)]})
 
 
 def test_complex_numbers_become_no_reals():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import accumulate
 from pathlib import Path
@@ -19,10 +18,10 @@ from ...errors import ConfigError, RequestError
 from ...parameters import Number
 from ...request import Request
 from ..base import Backend
+from ..casts import Cast, check
 from ..opencv import describe
 from ..tensor import as_numpy
-from .casts import Cast, check
-from .rows import SEEN, Rows, Values, copied, cut
+from .rows import SEEN, Rows, Values, copied
 
 Precision = Literal["fp32", "fp16", "bf16"]
 Threads = Annotated[int, Field(ge=1, le=1024)]
@@ -60,7 +59,7 @@ class Engine(Backend):
 
     inputs: int | None = None  # how many the network takes, where that is known
     free: frozenset[int] = frozenset()  # the inputs whose first axis need not have the request's rows
-    uneven = False  # whether an input may have no rows, or other ones
+    ordinary = True  # whether every input is a tensor with the request's rows on its first axis
 
     def __init__(
         self,
@@ -86,10 +85,11 @@ class Engine(Backend):
         """The same input of several requests, joined on axis 0."""
         return torch.cat(tensors) if len(tensors) > 1 else tensors[0]
 
-    def apart(self, output: Any, counts: Sequence[int], axis: int) -> list:
+    def apart(self, output: Any, counts: list[int], axis: int) -> list:
         """What each request gets of an output: its number of rows along ``axis``."""
-        ends = accumulate(counts)
-        return [cut(output, axis, end - count, end) for end, count in zip(ends, counts, strict=True)]
+        if isinstance(output, torch.Tensor):
+            return list(output.split(counts, axis))
+        return [output[end - count : end] for end, count in zip(accumulate(counts), counts, strict=True)]
 
     def fit(self, tensor: torch.Tensor, dtype: torch.dtype, name: str) -> None:
         """Raise a RequestError unless the input's values survive the cast to ``dtype`` or may change."""
@@ -100,12 +100,18 @@ class Engine(Backend):
         return self.rows.findings(self.max)
 
     def forward(self, batch: list[Request]) -> None:
+        if len(batch) == 1:
+            self._run([(batch[0], self._tensors(batch[0]))])
+            return
         groups: dict[tuple, list[tuple[Request, Values]]] = {}
         for request in batch:
             tensors = self._tensors(request)
-            key: tuple = tuple(map(self._kind, tensors))
-            if self.uneven and len({len(tensor) for tensor in tensors if tensor.ndim}) != 1:
-                key = (*key, len(groups))  # inputs that are not rows of one batch are joined with nobody's
+            if self.ordinary:
+                key: tuple = tuple([(tensor.shape[1:], tensor.dtype, tensor.device) for tensor in tensors])
+            else:
+                key = tuple(map(_kind, tensors))
+                if len({len(tensor) for tensor in tensors if tensor.ndim}) != 1:
+                    key = (*key, len(groups))  # inputs that are not rows of one batch are joined with none
             groups.setdefault(key, []).append((request, tensors))
         for members in groups.values():
             self._run(members)
@@ -118,14 +124,13 @@ class Engine(Backend):
         """Whether a value may be that input: a tensor with at least one row."""
         return isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) > 0
 
-    def _kind(self, value: Any) -> tuple:
-        """What has to be equal for inputs to be joined; of a number without axes that is the number."""
-        if not value.ndim:
-            return (value.dtype, value.item())
-        return (value.shape[1:], value.dtype, getattr(value, "device", None))
-
     def _tensors(self, request: Request) -> Values:
-        tensors = self.values(request["data"])
+        data = request["data"]
+        if isinstance(data, torch.Tensor) and self.ordinary and self.inputs in (None, 1):
+            shape = data.shape
+            if shape and shape[0]:
+                return [data]
+        tensors = self.values(data)
         if not tensors or not all(self.takes(i, value) for i, value in enumerate(tensors)):
             found = ", ".join(describe(tensor) for tensor in tensors) or "an empty list"
             raise RequestError(f"{self._name} takes a tensor with its rows on axis 0, or a list, got {found}")
@@ -146,7 +151,8 @@ class Engine(Backend):
                     self.rows.of(outputs, next((len(value) for value in tensors if value.ndim), 0))
                 request["result"] = outputs[0] if len(outputs) == 1 else outputs
             return
-        counts = [next(len(value) for value in tensors if value.ndim) for _, tensors in members]
+        first = next(i for i, value in enumerate(members[0][1]) if value.ndim)
+        counts = [tensors[first].shape[0] for _, tensors in members]
         inputs = self._inputs([tensors for _, tensors in members])
         if self.rows.axes is not None:
             outputs = self.infer(inputs)
@@ -175,6 +181,13 @@ class Engine(Backend):
     @property
     def _name(self) -> str:
         return type(self).__name__
+
+
+def _kind(value: Any) -> tuple:
+    """What has to be equal for inputs to be joined; of a number without axes that is the number."""
+    if not value.ndim:
+        return (value.dtype, value.item())
+    return (value.shape[1:], value.dtype, getattr(value, "device", None))
 
 
 class Normalise:

@@ -18,11 +18,11 @@ from ...parameters import Count, DeviceName, Numbers
 from ...registry import built_in
 from ...request import Request
 from ..base import Backend
+from ..casts import Cast
 from ..cuda import upload
 from ..opencv import describe
 from ..tensor import torch_device
 from .base import Engine, Normalise, existing_file
-from .casts import Cast
 from .graphs import COARSE, FINE, Graphs, batch_sizes
 from .module import in_precision, load_export, private_copy
 from .post import Postprocessor, deliver, prepared_by, through

@@ -13,11 +13,11 @@ import torch
 from ...errors import ConfigError
 from ...parameters import Count, Numbers
 from ...registry import built_in
+from ..casts import Cast
 from ..cuda import upload
 from ..opencv import describe
 from ..tensor import torch_device
 from .base import DTYPES, Engine, Precision, Threads, limit_torch_threads, model_source
-from .casts import Cast
 from .rows import ROUGH, SEEN, Rows
 
 

@@ -15,11 +15,11 @@ import torch
 from ...errors import ConfigError, RequestError, optional
 from ...parameters import Count, DeviceName, Numbers
 from ...registry import built_in
+from ..casts import NOT_IN_NUMPY, Cast, numbers
 from ..cuda import upload
 from ..opencv import describe
 from ..tensor import OneThread, torch_device
 from .base import Engine, ForcedRange, Threads, force, model_source, without_axes
-from .casts import NOT_IN_NUMPY, Cast, numbers
 from .rows import ROUGH, SEEN, Rows, Values
 
 TYPES = {
@@ -225,7 +225,7 @@ class OnnxTensor(Engine):
             for i, shape in enumerate(self.shapes)
             if shape == [] or (shape and _apart(shape[0], batch, dynamic))
         )
-        self.uneven = bool(self.free) or None in self.shapes
+        self.ordinary = self._usual and not self.free
         declared = (
             [one.shape.index(batch) if batch in one.shape else None for one in outputs] if batch else []
         )

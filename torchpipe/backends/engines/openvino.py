@@ -12,10 +12,10 @@ from ...parameters import Count, Numbers
 from ...registry import built_in
 from ...request import Request
 from ..base import Backend
+from ..casts import Cast, check_array, numbers
 from ..opencv import describe, mat
 from ..tensor import OneThread
 from .base import Engine, Precision, Threads, existing_file, without_axes
-from .casts import Cast, check_array, numbers
 from .rows import ROUGH, SEEN, Rows, Values
 
 HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
@@ -208,7 +208,7 @@ class OpenvinoTensor(Engine):
         dynamic = len(fixed) < len(list(filter(None, self.network.shapes)))
         shapes = self.network.shapes
         self.free = frozenset(i for i, shape in enumerate(shapes) if not shape or (dynamic and shape[0]))
-        self.uneven = bool(self.free)
+        self.ordinary = not self.free
 
     def takes(self, index: int, value: Any) -> bool:
         if isinstance(value, torch.Tensor) and not value.ndim and index < len(self.network.shapes):
@@ -218,7 +218,7 @@ class OpenvinoTensor(Engine):
     def values(self, data: Any) -> Values:
         """The inputs in ``data``, numbers for inputs without axes as tensors."""
         values = super().values(data)
-        if not self.uneven or len(values) != self.inputs:
+        if self.ordinary or len(values) != self.inputs:
             return values
         return [
             value if shape else without_axes(value)

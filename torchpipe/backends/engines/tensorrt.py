@@ -15,12 +15,12 @@ from ...parameters import DeviceName, Numbers, PerInstance
 from ...registry import built_in
 from ...request import Request
 from ..base import Backend
+from ..casts import Cast, check
 from ..cuda import upload
 from ..opencv import describe
 from ..tensor import torch_device
 from . import tensorrt_api as api
 from .base import ForcedRange, force
-from .casts import Cast, check
 from .graphs import Graphs, batch_sizes
 from .post import Postprocessor, deliver, each_axis, on_gpu, prepared_by, through
 from .rows import ROUGH, SEEN, Rows
@@ -360,6 +360,7 @@ def _written(result: Any, outputs: Any) -> Any:
             f"outputs are {given}; the result is {have}: bring tensors of these shapes, or no outputs"
         )
     for one, two in zip(found, wanted, strict=True):
+        check(one, two.dtype, "TensorrtTensor: what the request brought as outputs", "")
         two.copy_(one, non_blocking=True)
     return outputs
 

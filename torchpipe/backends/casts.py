@@ -1,4 +1,4 @@
-"""Whether numbers survive the cast to a network's type: what does not fit is refused instead of changed."""
+"""Whether numbers survive a cast, to a network's type mostly: what does not fit is refused, not changed."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from ...errors import RequestError
-from ..tensor import OneThread
+from ..errors import RequestError
+from .tensor import OneThread
 
 Cast = Literal["checked", "any"]
 """``checked``: a number that the network's type cannot hold is a RequestError; ``any``: it is changed."""
@@ -28,7 +28,10 @@ def numbers(tensor: torch.Tensor) -> np.ndarray:
     return tensor.numpy()
 
 
-def check(tensor: torch.Tensor, dtype: torch.dtype, where: str) -> None:
+WAY_OUT = ", or set cast = 'any' to have them changed"
+
+
+def check(tensor: torch.Tensor, dtype: torch.dtype, where: str, way_out: str = WAY_OUT) -> None:
     """Raise a RequestError unless all values of ``tensor`` can become ``dtype``.
 
     Integers must be in its range, reals on their way to integers whole, and finite ones must stay finite.
@@ -42,26 +45,26 @@ def check(tensor: torch.Tensor, dtype: torch.dtype, where: str) -> None:
     needed = _needed(tensor.dtype, dtype)[0]
     if not needed or (tensor.is_cuda and needed == "finite"):
         return
-    _look(numbers(tensor), tensor.dtype, dtype, where)
+    _look(numbers(tensor), tensor.dtype, dtype, where, way_out)
 
 
-def check_array(array: np.ndarray, dtype: torch.dtype, where: str) -> None:
+def check_array(array: np.ndarray, dtype: torch.dtype, where: str, way_out: str = WAY_OUT) -> None:
     """The same for an array."""
     if array.dtype.kind not in "biufc":
         raise RequestError(f"{where} takes {_name(dtype)}, got {array.dtype}")
     source = torch.from_numpy(np.empty(0, array.dtype)).dtype
     if _needed(source, dtype)[0]:
-        _look(array, source, dtype, where)
+        _look(array, source, dtype, where, way_out)
 
 
-def _look(values: np.ndarray, source: torch.dtype, dtype: torch.dtype, where: str) -> None:
+def _look(values: np.ndarray, source: torch.dtype, dtype: torch.dtype, where: str, way_out: str) -> None:
     needed, low, high = _needed(source, dtype)
     if not values.size:
         return
     if needed == "real":
         raise RequestError(
             f"{where} takes {_name(dtype)}, got {_name(source)}: its imaginary parts would be lost; "
-            "bring real numbers, or set cast = 'any'"
+            f"bring real numbers{way_out}"
         )
     if needed == "finite":
         least, most = values.min(), values.max()
@@ -69,13 +72,13 @@ def _look(values: np.ndarray, source: torch.dtype, dtype: torch.dtype, where: st
             wrong = np.isfinite(values) & ~((values > low) & (values < high))
             if wrong.any() or (dtype in FLOATS_8 and np.isinf(values).any() and not _has_infinity(dtype)):
                 wrong |= np.isinf(values)
-                _refuse(values[wrong][0], dtype, f"at most {torch.finfo(dtype).max:.8g}", where)
+                _refuse(values[wrong][0], dtype, f"at most {torch.finfo(dtype).max:.8g}", where, way_out)
         return
     if values.dtype.kind == "f" and not (np.trunc(values) == values).all():
-        _refuse(values[np.trunc(values) != values][0], dtype, "whole numbers", where)
+        _refuse(values[np.trunc(values) != values][0], dtype, "whole numbers", where, way_out)
     if dtype != torch.bool and (int_of(values.min()) < low or int_of(values.max()) > high):
         least, most = values.min(), values.max()
-        _refuse(least if int_of(least) < low else most, dtype, f"{low} to {high}", where)
+        _refuse(least if int_of(least) < low else most, dtype, f"{low} to {high}", where, way_out)
 
 
 def int_of(value: Any) -> float:
@@ -83,10 +86,9 @@ def int_of(value: Any) -> float:
     return int(value) if np.isfinite(value) else float(value)
 
 
-def _refuse(value: Any, dtype: torch.dtype, wanted: str, where: str) -> None:
+def _refuse(value: Any, dtype: torch.dtype, wanted: str, where: str, way_out: str) -> None:
     raise RequestError(
-        f"{where} takes {_name(dtype)}, {wanted}; got {value}: bring numbers that fit, or set cast = 'any' "
-        "to have them changed"
+        f"{where} takes {_name(dtype)}, {wanted}; got {value}: bring numbers that fit{way_out}"
     )
 
 
