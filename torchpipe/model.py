@@ -28,7 +28,8 @@ ENGINES = {
 class Model:
     """A network that any number of threads may call, each with its own tensors.
 
-    Calls that come at the same time are batched on axis 0. ``pipe`` is the pipe inside, with its
+    Calls that come at the same time are batched on axis 0, unless an output turns out to have no rows; the
+    guide says how that is found. ``pipe`` is the pipe inside, with its
     ``stats()`` and ``explain()``.
     """
 
@@ -38,10 +39,10 @@ class Model:
     def __call__(self, *inputs: torch.Tensor) -> torch.Tensor | list[torch.Tensor]:
         """The network's output for ``inputs``: one tensor of k rows (k x ...) for each input of the network.
 
-        Returns a tensor of k rows, or a list of them if the network has several outputs.
+        Returns what the network gives for these rows, a tensor, or a list of them for several outputs.
 
         Raises:
-            RequestError: the inputs do not fit the network.
+            RequestError: the inputs do not fit the network, or its types.
             NoResultError: the network gave nothing.
         """
         request = self._request(inputs)
@@ -104,8 +105,8 @@ def model(
         max: the most calls that are batched together.
         instance_num: how many copies run at the same time.
         batching_timeout: the longest that a call waits for company, in milliseconds, where that pays.
-        **parameters: the engine's own, such as ``precision``, ``device``, ``threads``, ``mean``, ``std``;
-            ``torchpipe.backends("OnnxTensor")`` lists them.
+        **parameters: the engine's own, such as ``precision``, ``device``, ``threads``, ``mean``, ``std``,
+            ``rows``, ``cast``; ``torchpipe.backends("OnnxTensor")`` lists them.
 
     Raises:
         ConfigError: neither a file nor a module; unknown suffix or parameter, missing or corrupt file, no
