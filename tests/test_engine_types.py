@@ -133,6 +133,7 @@ def test_an_input_of_unknown_rank_takes_what_the_network_takes(tmp_path):
 
 
 def test_inputs_that_are_declared_to_have_other_rows_may_have_them(tmp_path):
+    pytest.importorskip("openvino")
     path = networks.onnx_text(
         tmp_path / "state.onnx",
         "g (float[n,3] x, float[2,3] state) => (float[n,3] y, float[2,3] next) "
@@ -143,6 +144,15 @@ def test_inputs_that_are_declared_to_have_other_rows_may_have_them(tmp_path):
         ((y, state),) = answers(pipe, [torch.zeros(1, 3), torch.ones(2, 3)])
     assert y.tolist() == [[6.0] * 3]
     assert state.tolist() == [[2.0] * 3] * 2
+    fixed = networks.onnx_text(
+        tmp_path / "fixed.onnx",
+        "g (float[1,3] x, float[2,3] state) => (float[2,3] y) { y = Add(x, state) }",
+    )
+    for engine in ("OnnxTensor", "OpenvinoTensor"):
+        with Pipe({"backend": engine, "model": fixed}) as pipe:
+            assert answers(pipe, [torch.ones(1, 3), torch.ones(2, 3)])[0].tolist() == [[2.0] * 3] * 2
+            with pytest.raises(RequestError, match="input 'state' takes 2 x 3, got 1 x 3"):
+                answers(pipe, [torch.ones(1, 3), torch.ones(1, 3)])
     table = networks.onnx_text(
         tmp_path / "table.onnx",
         "g (float[n,3] x, float[k,3] t) => (float[n,k] y) { u = Transpose<perm=[1,0]>(t) y = MatMul(x, u) }",

@@ -219,11 +219,11 @@ class OnnxTensor(Engine):
                 f"export it with a dynamic first axis, or set max = 1 and send {fixed[0]} in each request"
             )
         batch = next((first for first in firsts if isinstance(first, str)), None)
-        dynamic = len(fixed) < len(firsts)
+        many = self.inputs > 1
         self.free = frozenset(
             i
             for i, shape in enumerate(self.shapes)
-            if shape == [] or (shape and _apart(shape[0], batch, dynamic))
+            if shape == [] or (shape and _apart(shape[0], batch, many))
         )
         self.ordinary = self._usual and not self.free
         declared = (
@@ -374,10 +374,10 @@ def _numpy_type(dtype: torch.dtype) -> Any:
     return None if dtype in NOT_IN_NUMPY else torch.empty(0, dtype=dtype).numpy().dtype.type
 
 
-def _apart(first: Any, batch: str | None, dynamic: bool) -> bool:
-    """Whether an input's first axis is declared to be another than that of the batch."""
+def _apart(first: Any, batch: str | None, many: bool) -> bool:
+    """Whether an input's first axis is declared to be what it is, whatever the other inputs' are."""
     if isinstance(first, int):
-        return dynamic
+        return many
     return isinstance(first, str) and first != batch
 
 

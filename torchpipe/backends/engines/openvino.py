@@ -205,9 +205,9 @@ class OpenvinoTensor(Engine):
                 f"export it with a dynamic first axis, or set max = 1 and send {fixed[0]} in each request"
             )
 
-        dynamic = len(fixed) < len(list(filter(None, self.network.shapes)))
         shapes = self.network.shapes
-        self.free = frozenset(i for i, shape in enumerate(shapes) if not shape or (dynamic and shape[0]))
+        many = len(shapes) > 1
+        self.free = frozenset(i for i, shape in enumerate(shapes) if not shape or (many and shape[0]))
         self.ordinary = not self.free
 
     def takes(self, index: int, value: Any) -> bool:

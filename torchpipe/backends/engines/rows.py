@@ -240,13 +240,13 @@ class Trial:
         if self.alone is None:
             return f"was {_written(self.batch[i])} for {self.rows} rows"
         shapes = [(self.own, self.alone), (self.rows, self.batch), (self.total, self.behind)]
-        told = [
+        told = dict.fromkeys(
             f"{_written(outputs[i]) if i < len(outputs) else 'absent'} for {count} row{'s' * (count > 1)}"
             for count, outputs in shapes
             if outputs is not None
-        ]
+        )
         if any(self._follows(i, axis) for axis in range(len(shape_of(self.batch[i])))):
-            return f"was {told[0]}, and a row had other values among others than alone"
+            return f"was {next(iter(told))}, and a row had other values among others than alone"
         return "was " + ", ".join(told)
 
     def _follows(self, i: int, axis: int) -> bool:
