@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
-import math
 import sys
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
@@ -12,46 +10,15 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 
-from ...errors import ConfigError, RequestError, optional
+from ...errors import ConfigError, optional
 from ...parameters import Count, DeviceName, Numbers
 from ...registry import built_in
-from ..casts import NOT_IN_NUMPY, Cast, numbers
+from ..casts import Cast, numbers
 from ..cuda import upload
-from ..opencv import describe
-from ..tensor import OneThread, torch_device
-from .base import Engine, ForcedRange, Threads, force, model_source, without_axes
+from ..tensor import torch_device
+from .base import Engine, ForcedRange, Threads, force, model_source
+from .onnx_signature import Signature, as_value
 from .rows import ROUGH, SEEN, Rows, Values
-
-TYPES = {
-    "float": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-    "double": torch.float64,
-    "bool": torch.bool,
-    "int8": torch.int8,
-    "int16": torch.int16,
-    "int32": torch.int32,
-    "int64": torch.int64,
-    "uint8": torch.uint8,
-    "uint16": torch.uint16,
-    "uint32": torch.uint32,
-    "uint64": torch.uint64,
-    "float8e4m3fn": torch.float8_e4m3fn,
-    "float8e4m3fnuz": torch.float8_e4m3fnuz,
-    "float8e5m2": torch.float8_e5m2,
-    "float8e5m2fnuz": torch.float8_e5m2fnuz,
-}
-TEXT = "string"
-
-ONNX_NUMBERS = {
-    torch.bfloat16: 16,
-    torch.float8_e4m3fn: 17,
-    torch.float8_e4m3fnuz: 18,
-    torch.float8_e5m2: 19,
-    torch.float8_e5m2fnuz: 20,
-}
-"""What ONNX calls the types that numpy lacks."""
-
 
 CUDA = "CUDAExecutionProvider"
 
@@ -187,74 +154,26 @@ class OnnxTensor(Engine):
         }
 
     def _read_signature(self, model: str, source: str | bytes, force_range: list[int]) -> None:
-        inputs, outputs = self.session.get_inputs(), self.session.get_outputs()
-        self.inputs = len(inputs)
-        self.names = [one.name for one in inputs]
-        self.shapes = _shapes(inputs, source)
-        types = [_tensor_type(one.type) for one in inputs]
-        unknown = [one.type for one, kind in zip(inputs, types, strict=True) if kind not in (*TYPES, TEXT)]
-        if unknown:
-            raise ConfigError(
-                f"model = {model!r}: inputs of type {', '.join(unknown)} are not supported; tensors are"
-            )
-        self.dtypes = [TYPES.get(kind) for kind in types]
-        self._numpy = [None if dtype is None else _numpy_type(dtype) for dtype in self.dtypes]
-        lacking = {TYPES.get(_tensor_type(one.type)) for one in (*inputs, *outputs)} & set(ONNX_NUMBERS)
-        self._by_value = bool(lacking)  # what numpy cannot hold goes in and out as ONNX Runtime's own values
-        self._runtime = optional("onnxruntime", "onnx")
-        if lacking and not hasattr(self._runtime.OrtValue, "ortvalue_from_numpy_with_onnx_type"):
-            raise ConfigError(
-                f"model = {model!r} has inputs or outputs in bfloat16 or float8, which onnxruntime "
-                f"{self._runtime.__version__} cannot exchange; install 1.20 or later"
-            )
-        self._usual = all(self.shapes) and None not in self.dtypes
-        self._only_tensors = all(_tensor_type(one.type) in TYPES for one in (*inputs, *outputs))
+        self.signature = signature = Signature(self.session, source, model)
+        self.inputs, self.free, self.ordinary = len(signature.names), signature.free, signature.ordinary
         if self.inputs != 1 and self.normalise is not None:
             raise ConfigError(f"mean and std are for networks of one input; {model!r} has {self.inputs}")
-        firsts = [shape[0] for shape in self.shapes if shape]
-        fixed = [first for first in firsts if isinstance(first, int)]
-        if fixed and self.max > 1 and not force_range:
+        if signature.fixed and self.max > 1 and not force_range:
+            fixed = signature.fixed[0]
             raise ConfigError(
-                f"model = {model!r} was exported for exactly {fixed[0]} rows, max = {self.max}; "
-                f"export it with a dynamic first axis, or set max = 1 and send {fixed[0]} in each request"
+                f"model = {model!r} was exported for exactly {fixed} rows, max = {self.max}; "
+                f"export it with a dynamic first axis, or set max = 1 and send {fixed} in each request"
             )
-        batch = next((first for first in firsts if isinstance(first, str)), None)
-        many = self.inputs > 1
-        self.free = frozenset(
-            i
-            for i, shape in enumerate(self.shapes)
-            if shape == [] or (shape and _apart(shape[0], batch, many))
-        )
-        self.ordinary = self._usual and not self.free
-        declared = (
-            [one.shape.index(batch) if batch in one.shape else None for one in outputs] if batch else []
-        )
-        self.rows.begin(self._wish, self._name, declared, [one.name for one in outputs], self._tolerance)
+        self.rows.begin(self._wish, self._name, signature.declared, signature.outputs, self._tolerance)
 
     def takes(self, index: int, value: Any) -> bool:
-        if index < len(self.shapes) and self.dtypes[index] is None:
-            return isinstance(value, np.ndarray) and value.size > 0
-        if isinstance(value, torch.Tensor) and not value.ndim and index < len(self.shapes):
-            return not self.shapes[index]
-        return super().takes(index, value)
+        kind = self.signature.takes(index, value)
+        return super().takes(index, value) if kind is None else kind
 
     def values(self, data: Any) -> Values:
         """The inputs in ``data``: text as arrays of str, numbers for inputs without axes as tensors."""
-        if self.inputs == 1 and self.dtypes[0] is None:
-            listed = isinstance(data, (list, tuple)) and len(data) == 1 and isinstance(data[0], np.ndarray)
-            values = list(data) if listed else [data]
-        else:
-            values = super().values(data)
-        if len(values) != self.inputs or self._usual:
-            return values
-        return [self._part(i, value) for i, value in enumerate(values)]
-
-    def _part(self, i: int, value: Any) -> Any:
-        shape = self.shapes[i]
-        if self.dtypes[i] is None:
-            return _text(value, len(shape or ()), f"{self._name}: input {self.names[i]!r}")
-        known = shape is not None or not isinstance(value, torch.Tensor)
-        return value if shape or not known else without_axes(value)
+        values = [data] if self.signature.is_text(data) else super().values(data)
+        return values if len(values) != self.inputs else self.signature.values(values)
 
     # numpy, because an operator of torch would start a team of threads in whichever thread calls
 
@@ -268,54 +187,26 @@ class OnnxTensor(Engine):
         return torch.from_numpy(np.concatenate([numbers(tensor) for tensor in tensors]))
 
     def infer(self, inputs: Values) -> Values:
-        if self.device.type == "cuda" and self._only_tensors:
+        signature = self.signature
+        if self.device.type == "cuda" and signature.only_tensors:
             return self.infer_bound(inputs)
         feeds = {}
-        for i, (name, value) in enumerate(zip(self.names, inputs, strict=True)):
+        for i, (name, value) in enumerate(zip(signature.names, inputs, strict=True)):
             self._check(i, value)
-            feeds[name] = value if self.dtypes[i] is None else self._converted(i, value)
+            feeds[name] = signature.converted(i, value)
         with denormals_as_zero():
-            if self._by_value:
-                return self._run_values(feeds)
-            return [_value(output) for output in self.session.run(None, feeds)]
+            if signature.by_value:
+                outputs = signature.run_values(self.session, feeds)
+            else:
+                outputs = [as_value(output) for output in self.session.run(None, feeds)]
+        return outputs if self.device.type == "cpu" else [upload(each, self.device) for each in outputs]
 
-    def _converted(self, i: int, tensor: torch.Tensor) -> np.ndarray:
-        """An input in the network's type; of one that numpy lacks the bits."""
-        wanted = self._numpy[i]
-        if wanted is None:
-            with OneThread():
-                cast = tensor.detach().cpu().to(self.dtypes[i]).contiguous()
-                return cast.view(torch.uint16 if cast.element_size() == 2 else torch.uint8).numpy()
-        array = numbers(tensor)
-        if array.dtype == wanted:
-            return array
-        with np.errstate(all="ignore"):  # what should not be lost was looked at
-            return array.astype(wanted)
-
-    def _run_values(self, feeds: dict[str, np.ndarray]) -> Values:
-        """The same for types that numpy lacks."""
-        make, values = self._runtime.OrtValue, {}
-        for dtype, (name, array) in zip(self.dtypes, feeds.items(), strict=True):
-            number = ONNX_NUMBERS.get(dtype)  # type: ignore[arg-type]
-            values[name] = (
-                make.ortvalue_from_numpy(array)
-                if number is None
-                else make.ortvalue_from_numpy_with_onnx_type(array, number)
-            )
-        return [self._taken(value) for value in self.session.run_with_ort_values(None, values)]
-
-    @staticmethod
-    def _taken(value: Any) -> Any:
-        dtype = TYPES.get(_tensor_type(value.data_type()))
-        if dtype not in ONNX_NUMBERS:
-            return _value(value.numpy())
-        shape = value.shape()
-        size = math.prod(shape) * dtype.itemsize
-        if not size:
-            return torch.empty(shape, dtype=dtype)
-        return torch.frombuffer(bytearray(ctypes.string_at(value.data_ptr(), size)), dtype=dtype).reshape(
-            shape
-        )
+    def _check(self, i: int, value: Any) -> None:
+        """Raise a RequestError unless the input has this shape, and its type holds the values."""
+        self.signature.check_shape(i, value)
+        dtype = self.signature.dtypes[i]
+        if dtype is not None:
+            self.fit(value, dtype, f"input {self.signature.names[i]!r}")
 
     def infer_bound(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
         """Run on tensors where they are, and leave the outputs there: nothing is copied to the host.
@@ -327,10 +218,12 @@ class OnnxTensor(Engine):
         place, index = self.device.type, self.device.index or 0
         binding = self.session.io_binding()
         kept = []  # what is bound must stay alive
-        for i, (name, dtype, tensor) in enumerate(zip(self.names, self.dtypes, inputs, strict=True)):
+        for i, (name, dtype, tensor) in enumerate(
+            zip(self.signature.names, self.signature.dtypes, inputs, strict=True)
+        ):
             self._check(i, tensor)
             kept.append(upload(tensor, self.device).to(dtype).contiguous())
-            kind = ONNX_NUMBERS.get(dtype, self._numpy[i])  # type: ignore[arg-type]
+            kind = self.signature.kind(i)
             binding.bind_input(name, place, index, kind, tuple(tensor.shape), kept[-1].data_ptr())
         for output in self.session.get_outputs():
             binding.bind_output(output.name, place, index)
@@ -350,76 +243,6 @@ class OnnxTensor(Engine):
             self._stream.synchronize()
         with self._current_gpu():
             del self.session
-
-    def _check(self, i: int, value: Any) -> None:
-        """Raise a RequestError unless the input has this shape, and its type holds the values."""
-        shape, dtype = self.shapes[i], self.dtypes[i]
-        fits = shape is None or value.ndim == len(shape)
-        if fits and shape:
-            fits = all(not isinstance(a, int) or a == b for a, b in zip(shape, value.shape, strict=True))
-        if not fits:
-            wanted = " x ".join(str(size or "any") for size in shape or ()) or "a number without axes"
-            found = " x ".join(map(str, value.shape)) or "a number without axes"
-            raise RequestError(f"OnnxTensor: input {self.names[i]!r} takes {wanted}, got {found}")
-        if dtype is not None:
-            self.fit(value, dtype, f"input {self.names[i]!r}")
-
-
-def _tensor_type(text: str) -> str:
-    """``tensor(float)`` -> ``float``; of what is no tensor nothing."""
-    return text[7:-1] if text.startswith("tensor(") else ""
-
-
-def _numpy_type(dtype: torch.dtype) -> Any:
-    return None if dtype in NOT_IN_NUMPY else torch.empty(0, dtype=dtype).numpy().dtype.type
-
-
-def _apart(first: Any, batch: str | None, many: bool) -> bool:
-    """Whether an input's first axis is declared to be what it is, whatever the other inputs' are."""
-    if isinstance(first, int):
-        return many
-    return isinstance(first, str) and first != batch
-
-
-def _shapes(inputs: list, source: str | bytes) -> list[list | None]:
-    """The shape of each input, None where it has no known number of axes.
-
-    ONNX Runtime shows that as it shows an input without axes; the file tells, where ``onnx`` is installed.
-    """
-    shapes: list[list | None] = [one.shape for one in inputs]
-    if all(shapes):
-        return shapes
-    try:
-        import onnx
-
-        if isinstance(source, str):
-            network = onnx.load(source, load_external_data=False)
-        else:
-            network = onnx.load_from_string(source)
-    except Exception:  # not installed, or it cannot read what ONNX Runtime can
-        return [shape or None for shape in shapes]
-    known = {one.name for one in network.graph.input if one.type.tensor_type.HasField("shape")}
-    return [shape if shape or one.name in known else None for shape, one in zip(shapes, inputs, strict=True)]
-
-
-def _text(value: Any, axes: int, where: str) -> np.ndarray:
-    """A str, or lists or an array of them, as an array that ONNX Runtime takes."""
-    array = np.array(value, dtype=object)
-    if isinstance(value, str):
-        array = array.reshape((1,) * axes)
-    if not all(isinstance(each, str) for each in array.flat):
-        raise RequestError(f"{where} takes text: a str, or a list or an array of them, got {describe(value)}")
-    return array
-
-
-def _value(output: Any) -> Any:
-    """An output as a tensor, text as lists of str, sequences as lists."""
-    if isinstance(output, np.ndarray):
-        if output.dtype.kind in "OUS":
-            return output.tolist()
-        # ONNX Runtime's uint64 is a type of its own, which torch does not know.
-        return torch.from_numpy(output.view(np.uint64) if output.dtype.char == "Q" else output)
-    return [_value(part) for part in output] if isinstance(output, list) else output
 
 
 def _half(source: str | bytes) -> bytes:
