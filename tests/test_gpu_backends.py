@@ -216,6 +216,78 @@ def test_a_network_may_be_compiled_by_torch():
             torch.testing.assert_close(request["result"].cpu(), net(image), rtol=1e-4, atol=1e-4)
 
 
+class Of(torch.nn.Module):
+    def __init__(self, function) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor):
+        return self.function(x)
+
+
+WHOSE = {
+    "rows first": (lambda x: x * 2, "rows on axis 0"),
+    "time first": (lambda x: x.transpose(0, 1) + 1, "rows on axis 1"),
+    "each its own": (lambda x: (x * 2, x.transpose(0, 1) + 1), "output 1: rows on axis 1"),
+    "one row for all": (lambda x: x.mean(0, keepdim=True), "warning:"),
+    "a constant": (lambda x: x.new_ones(4, 3) * 2, "warning:"),
+    "less their mean": (lambda x: x - x.mean(0), "warning:"),
+    "a running sum": (lambda x: x.cumsum(0), "warning:"),
+}
+
+
+@pytest.mark.filterwarnings("ignore::torchpipe.ConfigWarning")
+@pytest.mark.parametrize("batches", [[], [4], [1, 4]], ids=str)
+@pytest.mark.parametrize("postprocessor", ["split", "cpu"])
+@pytest.mark.parametrize("name", WHOSE)
+def test_a_cuda_graphs_outputs_are_cut_along_their_rows_or_go_out_whole(name, postprocessor, batches):
+    function, told = WHOSE[name]
+    rows = [torch.rand(k, 4, 3) for k in (1, 2, 1, 3, 1, 6, 1)]
+    config = {
+        "backend": "CudaGraphTensor",
+        "model": Of(function),
+        "shape": "4x3",
+        "max": 4,
+        "optimise": "none",
+        "postprocessor": postprocessor,
+        **({"batches": batches} if batches else {}),
+    }
+    with torchpipe.pipe(config) as pipe:
+        assert told in str(pipe.explain())
+        for _ in range(2):
+            requests = [{"data": row} for row in rows]
+            pipe(requests)
+            for request, row in zip(requests, rows, strict=True):
+                found, want = request["result"], function(row)
+                pairs = zip(found, want, strict=True) if isinstance(want, tuple) else [(found, want)]
+                for one, two in pairs:
+                    torch.testing.assert_close(one.cpu(), two, rtol=1e-4, atol=1e-4)
+
+
+def test_with_max_1_a_cuda_graphs_outputs_go_out_whole():
+    config = {"backend": "CudaGraphTensor", "shape": "4x3", "max": 1, "optimise": "none"}
+    for name, (function, _) in WHOSE.items():
+        row = torch.rand(1, 4, 3)
+        with torchpipe.pipe({**config, "model": Of(function)}) as pipe:
+            request = {"data": row}
+            pipe(request)
+        want = function(row)
+        if name != "each its own":
+            torch.testing.assert_close(request["result"].cpu(), want, rtol=1e-4, atol=1e-4)
+
+
+def test_numbers_that_a_graphs_precision_cannot_hold_are_refused():
+    config = {"backend": "CudaGraphTensor", "model": torch.nn.Identity(), "shape": "3", "precision": "fp16"}
+    with torchpipe.pipe(config) as pipe:
+        with pytest.raises(torchpipe.RequestError, match="takes float16, at most 65504; got 1e"):
+            pipe({"data": torch.tensor([[1.0, 2.0, 1e6]])})
+        pipe({"data": torch.tensor([[1.0, 2.0, 1e6]], device="cuda")})  # that would make the host wait
+    with torchpipe.pipe({**config, "cast": "any"}) as pipe:
+        request = {"data": torch.tensor([[1.0, 2.0, 1e6]])}
+        pipe(request)
+        assert request["result"].isinf().any()
+
+
 class Slow(torch.nn.Module):
     """Keeps one block of the GPU busy for about 60 ms, so that two could run at once."""
 

@@ -110,7 +110,7 @@ def test_large_answers_share_no_memory_either():
 @pytest.mark.parametrize("name", ["split", "cpu", "SoftmaxCpu"])
 def test_what_engines_on_gpus_deliver_shares_no_memory(name):
     batch: list[dict] = [{} for _ in range(3)]
-    deliver(name, [torch.arange(24.0).reshape(6, 4), torch.arange(6.0)], batch, [1, 2, 3])
+    deliver(name, [torch.arange(24.0).reshape(6, 4), torch.arange(6.0)], batch, [1, 2, 3], [0, 0])
     assert [request["result"][1].tolist() for request in batch] == [[0], [1, 2], [3, 4, 5]]
     check([request["result"] for request in batch])
 

@@ -148,6 +148,31 @@ def test_only_the_last_row_is_kept_where_that_is_asked_for(classifier):
         assert (answer(pipe, image).cpu() - expected(image)[2:]).abs().max() < 1e-3
 
 
+WHOSE = {
+    "float[5,n,3] y": ("y = Transpose<perm=[1,0,2]>(x)", lambda x: x.transpose(0, 1), "rows on axis 1"),
+    "float[n,5,3] y": ("y = Add(x, x)", lambda x: x + x, "rows on axis 0"),
+    "float[1,5,3] y": (
+        "y = ReduceMean<axes=[0], keepdims=1>(x)",
+        lambda x: x.mean(0, keepdim=True),
+        "warning:",
+    ),
+}
+
+
+@pytest.mark.filterwarnings("ignore::torchpipe.ConfigWarning")
+@pytest.mark.parametrize("output", WHOSE)
+def test_outputs_are_cut_along_their_rows_or_go_out_whole(output, tmp_path):
+    graph, function, told = WHOSE[output]
+    path = networks.onnx_text(tmp_path / "net.onnx", f"g (float[n,5,3] x) => ({output}) {{ {graph} }}")
+    rows = [torch.rand(1, 5, 3) for _ in range(7)] + [torch.rand(3, 5, 3)]
+    with engine(path, precision="fp32") as pipe:
+        assert told in str(pipe.explain())
+        requests = [{"data": row} for row in rows]
+        pipe(requests)
+        for request, row in zip(requests, rows, strict=True):
+            torch.testing.assert_close(request["result"].cpu(), function(row), rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.parametrize("postprocessor", ["cpu", "SoftmaxCpu", "SoftmaxMax", "SoftmaxArgMax"])
 def test_a_postprocessor_gives_what_it_says(classifier, postprocessor):
     image = images(1)[0]

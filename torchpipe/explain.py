@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .backends.base import UNLIMITED
+from .backends.base import UNLIMITED, Backend
 from .backends.jump import Jump
 from .component import Blueprint
 from .config import PipeConfig
@@ -33,6 +34,7 @@ class Explanation(dict):
             if node["instances_of"] != name:
                 lines.append(f"  uses the instances of {node['instances_of']!r}")
             lines.append(f"  batches {batches}, {node['threads']}")
+            lines += [f"  {finding}" for finding in node["findings"]]
             width = max(len(key) for key in node["options"])
             for key, (value, source) in node["options"].items():
                 lines.append(f"  {key:<{width}} = {value!r:<12} ({source})")
@@ -45,10 +47,13 @@ class Explanation(dict):
     __repr__ = __str__
 
 
-def explain(config: PipeConfig, maxima: dict[str, int]) -> Explanation:
+def explain(
+    config: PipeConfig, maxima: dict[str, int], backends: Mapping[str, Sequence[Backend]]
+) -> Explanation:
     """Describe a checked configuration; ``maxima`` are the batch sizes that the built nodes take.
 
-    A node without a scheduler has none: its batches are those that it is called with.
+    ``backends`` are those of each node's instances, which tell what they found out. A node without a
+    scheduler has no maximum: its batches are those that it is called with.
     """
     nodes: dict[str, Any] = {}
     for name, node in config.nodes.items():
@@ -60,6 +65,7 @@ def explain(config: PipeConfig, maxima: dict[str, int]) -> Explanation:
             "sends_to": _targets(node),
             "instances_of": node.lender,
             "max": maxima.get(name),
+            "findings": _findings(backends.get(name, ())),
             "threads": "without a scheduler" if config.unscheduled else scheduled,
             "options": {
                 key: (setting.value, setting.source)
@@ -73,6 +79,12 @@ def explain(config: PipeConfig, maxima: dict[str, int]) -> Explanation:
             ],
         }
     return Explanation(nodes)
+
+
+def _findings(backends: Sequence[Backend]) -> list[str]:
+    """What the backends found out; instances tend to say the same."""
+    found = (finding for backend in backends for part in backend.tree() for finding in part.findings())
+    return list(dict.fromkeys(found))
 
 
 def _targets(node: NodeConfig) -> list[str]:

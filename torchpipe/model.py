@@ -30,7 +30,8 @@ ENGINES = {
 class Model:
     """A network that any number of threads may call, each with its own tensors.
 
-    Calls that come at the same time are batched on axis 0. ``pipe`` is the pipe inside, with its
+    Calls that come at the same time are batched on axis 0, unless an output turns out to have no rows; the
+    guide says how that is found. ``pipe`` is the pipe inside, with its
     ``stats()`` and ``explain()``.
     """
 
@@ -40,11 +41,11 @@ class Model:
     def __call__(self, *inputs: torch.Tensor, data: Any = None) -> torch.Tensor | list[torch.Tensor]:
         """The network's output for ``inputs``: one tensor of k rows (k x ...) for each input of the network.
 
-        ``data``, one tensor or a list of them, is another way to give them. Returns a tensor of k rows, or a
-        list of them if the network has several outputs.
+        ``data``, one tensor or a list of them, is another way to give them. Returns what the network gives
+        for these rows, a tensor, or a list of them for several outputs.
 
         Raises:
-            RequestError: the inputs do not fit the network, or come in both ways.
+            RequestError: the inputs do not fit the network or its types, or come in both ways.
             NoResultError: the network gave nothing.
         """
         request = self._request(inputs, data)
@@ -121,8 +122,8 @@ def model(
         batching_timeout: the longest that a call waits for company, in milliseconds, where that pays.
         warmup: how many batches of each size each copy runs before it takes calls, where the network's file
             says what its inputs are; or the input of one call (a list of several) to run these batches with.
-        **parameters: the engine's own, such as ``precision``, ``device``, ``threads``, ``mean``, ``std``;
-            ``torchpipe.backends("OnnxTensor")`` lists them.
+        **parameters: the engine's own, such as ``precision``, ``device``, ``threads``, ``mean``, ``std``,
+            ``rows``, ``cast``; ``torchpipe.backends("OnnxTensor")`` lists them.
 
     Raises:
         ConfigError: neither a file nor a module; unknown suffix or parameter, missing or corrupt file, no

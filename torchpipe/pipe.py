@@ -180,8 +180,9 @@ class Pipe:
 
     def explain(self) -> Explanation:
         """What was understood: nodes, backends, parameters and where they came from. Print it."""
-        maxima = {} if self._unscheduled else {name: stage.max for name, stage in self._nodes.stages.items()}
-        return explain(self.config, maxima)
+        stages = self._nodes.stages
+        maxima = {} if self._unscheduled else {name: stage.max for name, stage in stages.items()}
+        return explain(self.config, maxima, {name: stage.backends for name, stage in stages.items()})
 
     def stats(self) -> dict[str, dict[str, Any]]:
         """By node: requests, errors, no result, queue, batches and why each was closed, costs, times (ms).

@@ -94,6 +94,10 @@ class Backend:
             return self.parts[0].sample()
         raise ConfigError(f"{self.label or type(self).__name__} does not know what its requests look like")
 
+    def findings(self) -> list[str]:
+        """What it found out that its configuration does not say, for ``explain()``: a sentence each."""
+        return []
+
     def close(self) -> None:
         """Release what the backend holds; called once, when its pipe is closed."""
 

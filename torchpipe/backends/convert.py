@@ -68,7 +68,7 @@ class FloatMat(Backend):
     shape; ``data`` itself if it is that already.
 
     Raises:
-        RequestError: ``data`` is no image of real numbers.
+        RequestError: ``data`` is no image of real numbers, or one of them becomes infinite.
 
     Example:
         >>> run("FloatMat", {"data": np.full((2, 2, 3), 200, np.uint8)})["result"].dtype
@@ -81,7 +81,12 @@ class FloatMat(Backend):
         image = mat(request, "FloatMat")
         if image.dtype.kind not in "buif":
             raise RequestError(f"FloatMat takes an image of real numbers, got {describe(image)}")
-        request["result"] = image.astype(np.float32, copy=False)
+        with np.errstate(over="ignore"):
+            result = image.astype(np.float32, copy=False)
+        wide = image.dtype.kind == "f" and image.dtype.itemsize > 4
+        if wide and (np.isinf(result) & np.isfinite(image)).any():
+            raise RequestError("FloatMat: a number is too large for float32; bring images of smaller numbers")
+        request["result"] = result
 
 
 GRAY_MODES = {"1": "L", "LA": "L", "La": "LA"}

@@ -12,6 +12,7 @@ from ..errors import RequestError
 from ..registry import built_in
 from ..request import Request
 from .base import Backend
+from .casts import check
 from .cuda import download, upload
 from .opencv import describe, mat
 from .tensor import CHANNELS, EachTensor, OneThread, as_planes, gpu, layout_of, torch_device
@@ -199,7 +200,7 @@ class FloatTensor(EachTensor):
     Reads ``data``: a tensor of any dtype, or a list of them. Writes ``result``: float32, same shape, device.
 
     Raises:
-        RequestError: ``data`` is no tensor.
+        RequestError: ``data`` is no tensor, is complex, or holds (on the CPU) a number that becomes infinite.
 
     Example:
         >>> run("FloatTensor", {"data": torch.tensor([1, 2])})["result"]
@@ -207,6 +208,7 @@ class FloatTensor(EachTensor):
     """
 
     def change(self, tensor: torch.Tensor) -> torch.Tensor:
+        check(tensor, torch.float32, "FloatTensor", "")
         with OneThread():
             return tensor.float()
 
@@ -241,7 +243,7 @@ class FloatNCHWTensor(NCHWTensor):
     Reads ``data``: tensor HxWxC, CxHxW or 1xCxHxW, or a list of them. Writes ``result``: float32, 1xCxHxW.
 
     Raises:
-        RequestError: ``data`` is no image.
+        RequestError: ``data`` is no image, or holds (on the CPU) a number that becomes infinite.
 
     Example:
         >>> result = run("FloatNCHWTensor", {"data": torch.zeros(4, 6, 3, dtype=torch.uint8)})["result"]
@@ -251,6 +253,7 @@ class FloatNCHWTensor(NCHWTensor):
 
     def change(self, tensor: torch.Tensor) -> torch.Tensor:
         planes = super().change(tensor)
+        check(planes, torch.float32, "FloatNCHWTensor", "")
         with OneThread():
             return planes.float()
 

@@ -11,6 +11,7 @@ from ..parameters import FilePath
 from ..registry import built_in
 from ..request import Request
 from .base import UNLIMITED, Backend
+from .casts import check
 from .opencv import describe
 from .tensor import OneThread, a_tensor, apart, tensors_of, torch_device
 from .tensor_files import load_tensor, load_tensors
@@ -155,6 +156,7 @@ class MergePromptTensor(Backend):
                 )
         parts, start = [], 0
         for place, image in zip(places, images, strict=True):
+            check(image, data.dtype, f"{name}: data", "")
             parts += [data[start:place], image.to(data.device, data.dtype)]
             start = place + 1
         with OneThread():
@@ -202,6 +204,8 @@ class MultiModalEmbedsTensor(Backend):
             if not images or len(pieces) - len(images) not in (0, 1):
                 raise RequestError(f"{name}: {len(pieces)} pieces of text for {len(images)} images")
             place, dtype = images[0].device, images[0].dtype
+            for piece in pieces:
+                check(piece, dtype, f"{name}: data", "")
             pieces = [(piece[None] if piece.ndim == 2 else piece).to(place, dtype) for piece in pieces]
             parts = [part for part in chain(*zip_longest(pieces, images)) if part is not None]
             if any(part.ndim != 3 or len(part) != 1 or part.shape[2] != parts[0].shape[2] for part in parts):

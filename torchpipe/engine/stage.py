@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from time import monotonic, perf_counter
 from typing import TYPE_CHECKING
 
-from ..backends.base import UNLIMITED
+from ..backends.base import UNLIMITED, Backend
 from ..errors import OverloadedError, ReentryError, note
 from ..request import Request
 from .alarm import Alarm
@@ -132,6 +132,11 @@ class Stage:
         self._collecting: threading.Lock | None = None  # the bell of a batch that waits for company
         self._enough = 1  # how many must have come for an arrival to ring it
         self._direct = not (threads or self._looks or self.watched)  # a caller may just run its request
+
+    @property
+    def backends(self) -> list[Backend]:
+        """What its instances run."""
+        return [instance.backend for instance in self.instances.copy()]
 
     # Requests come in
 

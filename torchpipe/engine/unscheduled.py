@@ -70,6 +70,11 @@ class Unscheduled:
         for ticket in tickets:
             self._pool.put(functools.partial(self._serve, ticket))
 
+    @property
+    def backends(self) -> list[Backend]:
+        """What it runs."""
+        return [self.backend]
+
     def runs_here(self) -> bool:
         """Never: there is no instance to be waited for."""
         return False

@@ -7,6 +7,7 @@ import threading
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import accumulate
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,8 +20,10 @@ from ...errors import ConfigError, ConfigWarning, RequestError
 from ...parameters import Number
 from ...request import Request
 from ..base import Backend
+from ..casts import Cast, check
 from ..opencv import describe
 from ..tensor import apart, as_numpy, gpu
+from .rows import SEEN, Rows, Values, copied
 
 Precision = Literal["fp32", "fp16", "bf16"]
 Threads = Annotated[int, Field(ge=1, le=1024)]
@@ -46,79 +49,143 @@ class Engine(Backend):
     """A network that takes up to ``max`` requests as one batch.
 
     Reads ``data``: a tensor of k rows (k x ...; usually k = 1), or a list of tensors for a network of
-    several inputs. Writes ``result``: the output's k rows, or a list of such tensors for several outputs.
-    Requests of equal shape and dtype go through in one call. Nothing of ``data`` is written to, and what a
-    request gets shares memory with nobody else's.
+    several inputs. Writes ``result``: the request's rows of the output, or a list of such tensors for several
+    outputs. Requests of equal shape and dtype go through in one call. Nothing of ``data`` is written to, and
+    what a request gets shares memory with nobody else's.
 
-    Subclasses write ``infer(inputs)``: tensors in, tensors out, rows on axis 0.
+    Where a request is alone in its call it gets each output whole. Else each output is cut along the axis
+    that follows the rows (see ``rows.py``), and where there is none requests run singly.
+
+    Subclasses write ``infer(inputs)``: tensors in, tensors out, and call ``rows.begin`` with what the network
+    declares.
     """
 
     inputs: int | None = None  # how many the network takes, where that is known
+    free: frozenset[int] = frozenset()  # the inputs whose first axis need not have the request's rows
+    ordinary = True  # whether every input is a tensor with the request's rows on its first axis
 
-    def __init__(self, max: int, mean: list[float], std: list[float]) -> None:
+    def __init__(
+        self,
+        max: int,
+        mean: list[float],
+        std: list[float],
+        rows: str = "auto",
+        cast: Cast = "checked",
+        known: Rows | None = None,
+        tolerance: float = SEEN,
+    ) -> None:
         self.max = max
         self.normalise = Normalise(mean, std) if mean or std else None
         self.raw = RawBytes(self.normalise is not None)
+        self.checked = cast == "checked"
+        self.rows = known or Rows()
+        self.rows.begin(rows, self._name, tolerance=tolerance)
 
-    def infer(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    def infer(self, inputs: Values) -> Values:
         """One call of the network."""
         raise TypeError(f"{type(self).__name__} must define infer(inputs)")
 
-    def join(self, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    def join(self, tensors: tuple) -> Any:
         """The same input of several requests, joined on axis 0."""
         return torch.cat(tensors) if len(tensors) > 1 else tensors[0]
 
-    def apart(self, output: torch.Tensor, counts: list[int]) -> list[torch.Tensor]:
-        """What each request gets of an output, its number of rows, in memory of its own."""
-        return apart(output, counts)
+    def apart(self, output: Any, counts: list[int], axis: int = 0) -> list:
+        """What each request gets of an output: its number of rows along ``axis``, in memory of its own."""
+        if isinstance(output, torch.Tensor):
+            return apart(output, counts, axis)
+        if len(counts) == 1:
+            return [output]
+        return [output[end - count : end] for end, count in zip(accumulate(counts), counts, strict=True)]
+
+    def fit(self, tensor: torch.Tensor, dtype: torch.dtype, name: str) -> None:
+        """Raise a RequestError unless the input's values survive the cast to ``dtype`` or may change."""
+        if tensor.dtype != dtype and self.checked:
+            check(tensor, dtype, f"{self._name}: {name}")
+
+    def findings(self) -> list[str]:
+        return self.rows.findings(self.max)
 
     def forward(self, batch: list[Request]) -> None:
         if self.raw.unseen:
             self.raw.look(batch[0]["data"], self._name)
-        groups: dict[tuple, list[tuple[Request, list[torch.Tensor]]]] = {}
+        if len(batch) == 1:
+            self._run([(batch[0], self._tensors(batch[0]))])
+            return
+        groups: dict[tuple, list[tuple[Request, Values]]] = {}
         for request in batch:
             tensors = self._tensors(request)
-            key = tuple((tensor.shape[1:], tensor.dtype, tensor.device) for tensor in tensors)
+            if self.ordinary:
+                key: tuple = tuple([(tensor.shape[1:], tensor.dtype, tensor.device) for tensor in tensors])
+            else:
+                key = tuple(map(_kind, tensors))
+                if len({len(tensor) for tensor in tensors if tensor.ndim}) != 1:
+                    key = (*key, len(groups))  # inputs that are not rows of one batch are joined with none
             groups.setdefault(key, []).append((request, tensors))
         for members in groups.values():
             self._run(members)
 
-    def _tensors(self, request: Request) -> list[torch.Tensor]:
+    def values(self, data: Any) -> Values:
+        """The inputs of the network that ``data`` brings."""
+        return list(data) if isinstance(data, (list, tuple)) else [data]
+
+    def takes(self, index: int, value: Any) -> bool:
+        """Whether a value may be that input: a tensor with at least one row."""
+        return isinstance(value, torch.Tensor) and value.ndim > 0 and len(value) > 0
+
+    def _tensors(self, request: Request) -> Values:
         data = request["data"]
-        tensors = data if isinstance(data, (list, tuple)) else [data]
-        if not tensors or any(not isinstance(t, torch.Tensor) or t.ndim == 0 or not len(t) for t in tensors):
+        if isinstance(data, torch.Tensor) and self.ordinary and self.inputs in (None, 1):
+            shape = data.shape
+            if shape and shape[0]:
+                return [data]
+        tensors = self.values(data)
+        if not tensors or not all(self.takes(i, value) for i, value in enumerate(tensors)):
             found = ", ".join(describe(tensor) for tensor in tensors) or "an empty list"
             raise RequestError(f"{self._name} takes a tensor with its rows on axis 0, or a list, got {found}")
         if self.inputs is not None and len(tensors) != self.inputs:
             raise RequestError(
                 f"{self._name}: the network has {self.inputs} inputs, got {len(tensors)} tensors"
             )
-        if len({len(tensor) for tensor in tensors}) > 1:
+        bound = {len(value) for i, value in enumerate(tensors) if value.ndim and i not in self.free}
+        if len(bound) > 1:
             raise RequestError(f"{self._name}: the inputs of one request have different numbers of rows")
-        return list(tensors)
+        return tensors
 
-    def _run(self, members: list[tuple[Request, list[torch.Tensor]]]) -> None:
-        columns = list(zip(*(tensors for _, tensors in members), strict=True))
-        if self.normalise is not None:
-            if len(columns) > 1:
-                raise RequestError(f"{self._name}: mean and std are for networks of one input")
-            inputs = [self.normalise(columns[0])]
-        else:
-            inputs = [self.join(column) for column in columns]
-        outputs = self.infer(inputs)
-        rows = len(inputs[0])
-        for output in outputs:
-            if not isinstance(output, torch.Tensor):
-                raise TypeError(f"{self._name}: the outputs of a network are tensors, not {describe(output)}")
-            if output.ndim == 0 or len(output) != rows:
-                raise RequestError(
-                    f"{self._name}: {rows} rows in, but an output of shape {tuple(output.shape)}: "
-                    "the rows of the inputs must be on axis 0 of every output"
-                )
-        counts = [len(tensors[0]) for _, tensors in members]
-        parts = zip(*(self.apart(output, counts) for output in outputs), strict=True)
-        for (request, _), own in zip(members, parts, strict=True):
-            request["result"] = own[0] if len(own) == 1 else list(own)
+    def _run(self, members: list[tuple[Request, Values]]) -> None:
+        if len(members) == 1 or self.rows.single:
+            for request, tensors in members:
+                outputs = self.infer(self._inputs([tensors]))
+                if self.rows.set_by_user and self.max > 1:
+                    self.rows.of(outputs, next((len(value) for value in tensors if value.ndim), 0))
+                whole = [self.apart(output, [1])[0] for output in outputs]
+                request["result"] = whole[0] if len(whole) == 1 else whole
+            return
+        first = next(i for i, value in enumerate(members[0][1]) if value.ndim)
+        counts = [tensors[first].shape[0] for _, tensors in members]
+        inputs = self._inputs([tensors for _, tensors in members])
+        if self.rows.axes is not None:
+            outputs = self.infer(inputs)
+            axes = self.rows.of(outputs, sum(counts))
+        else:  # the network runs again meanwhile, so what it may write to is copied
+            outputs = [copied(output) for output in self.infer([copied(value) for value in inputs])]
+            axes = self.rows.find(self.infer, self.join, inputs, outputs, counts)
+        if axes is None:
+            self._run(members)
+            return
+        columns = [self.apart(each, counts, axis) for each, axis in zip(outputs, axes, strict=True)]
+        for (request, _), parts in zip(members, zip(*columns, strict=True), strict=True):
+            request["result"] = parts[0] if len(parts) == 1 else list(parts)
+
+    def _inputs(self, members: list[Values]) -> Values:
+        """The inputs of several requests, each joined on axis 0; a number without axes is the same in all."""
+        columns = list(zip(*members, strict=True))
+        if self.normalise is None:
+            return [self.join(column if column[0].ndim else column[:1]) for column in columns]
+        if len(columns) > 1:
+            raise RequestError(f"{self._name}: mean and std are for networks of one input")
+        for image in columns[0]:
+            self.fit(image, torch.float32, "data")
+        return [self.normalise(columns[0])]
 
     @property
     def _name(self) -> str:
@@ -177,6 +244,13 @@ class RawBytes:
                 )
 
 
+def _kind(value: Any) -> tuple:
+    """What has to be equal for inputs to be joined; of a number without axes that is the number."""
+    if not value.ndim:
+        return (value.dtype, value.item())
+    return (value.shape[1:], value.dtype, getattr(value, "device", None))
+
+
 class Normalise:
     """(x - mean) / std by channel, for images with values of 0 to 255, as float32.
 
@@ -223,6 +297,13 @@ class Normalise:
             np.multiply(part, self.scale, out=part)
             start += len(image)
         return torch.from_numpy(joined)
+
+
+def without_axes(value: Any) -> Any:
+    """A number, or a tensor of one, as a tensor without axes; all else as it is."""
+    if isinstance(value, (bool, int, float)):
+        return torch.tensor(value, dtype=torch.float64 if isinstance(value, float) else None)
+    return value.reshape(()) if isinstance(value, torch.Tensor) and value.numel() == 1 else value
 
 
 def existing_file(path: str, suffixes: tuple[str, ...]) -> Path:

@@ -18,12 +18,14 @@ from ...parameters import Count, DeviceName, FilePath, Numbers
 from ...registry import built_in
 from ...request import Request
 from ..base import Backend
+from ..casts import Cast
 from ..cuda import upload
 from ..opencv import describe
 from .base import Engine, Normalise, RawBytes, existing_file, gpu_for, zeros
 from .graphs import COARSE, FINE, Graphs, batch_sizes
-from .module import cast, load_export, private_copy
+from .module import in_precision, load_export, private_copy
 from .post import Postprocessor, deliver, prepared_by, through
+from .rows import ROUGH, SEEN, Rows
 
 PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SUFFIXES = (".pt", ".pth", ".ts", ".jit", ".pt2")
@@ -68,6 +70,11 @@ class CudaGraphTensor(Engine):
         postprocessor: ``split`` gives each request its rows; ``cpu`` the same on the CPU; ``SoftmaxCpu`` the
             softmax; ``SoftmaxMax`` [class, score]; ``SoftmaxArgMax`` sets ``score``, ``class``, ``result``.
         device: gpu, cuda, cuda:N, N; with ``;`` instances take turns.
+        rows: ``auto`` finds the axis of each output that its rows lie on, when it is built, see the guide;
+            ``0`` or ``0,1`` says it, for all or for each output; ``single`` runs requests one by one.
+        cast: ``checked`` refuses numbers that the network's type cannot hold; what lies on a GPU already is
+            only looked at on its way to integers. ``any`` changes them.
+        known: what the instances found out about the rows.
 
     Raises:
         ConfigError: there is no GPU, the file is missing or corrupt, or the network does not take the shape.
@@ -95,8 +102,11 @@ class CudaGraphTensor(Engine):
         optimise: Literal["fuse", "compile", "none"] = "fuse",
         postprocessor: Postprocessor = "split",
         device: DeviceName = "cuda",
+        rows: str = "auto",
+        cast: Cast = "checked",
+        known: Annotated[Rows, "shared"] = (),  # type: ignore[assignment]
     ) -> None:
-        super().__init__(max, [], [])
+        super().__init__(max, [], [], rows, cast, known, SEEN if precision == "fp32" else ROUGH)
         advice = "ModuleTensor and TorchScriptTensor run on the CPU, too"
         self.device = gpu_for(
             lambda: isinstance(model, str) and existing_file(model, SUFFIXES), device, advice
@@ -117,9 +127,33 @@ class CudaGraphTensor(Engine):
         with _loading, torch.cuda.device(self.device), torch.no_grad(), _tf32(precision == "tf32"):
             network = self._shared(model, channels_last, optimise)
             chain = _chain(network, scale, self.dtype, self.device)
-            self.graphs = Graphs(chain, self._buffers, self.sizes, self.inner, postprocessor, network)
+            self._chain = chain
+            if max > 1:
+                self._axes()
+            self.graphs = Graphs(
+                chain, self._buffers, self.sizes, self.inner, postprocessor, self._axes, network
+            )
 
     # Building
+
+    def _axes(self) -> list[int] | None:
+        """The axes of the outputs that the rows lie on, found when they are first needed."""
+        if self.rows.axes is None and not self.rows.single:
+            for rows in (2, self.sizes[-1]):  # a network may take one number of rows only
+                # What it raises is raised again, with what to do, when it is recorded.
+                with torch.no_grad(), contextlib.suppress(Exception):
+                    self.rows.try_out(lambda inputs: self._chain(*inputs), self._rows_of, rows)
+                    break
+        return self.rows.axes
+
+    def _rows_of(self, count: int) -> list[torch.Tensor]:
+        """Made-up inputs of ``count`` rows, as the buffers are."""
+        made = []
+        for buffer in self._buffers:
+            rows = torch.rand((count, *buffer.shape[1:]), device=self.device).to(buffer.dtype)
+            last = buffer.ndim == 4 and buffer.is_contiguous(memory_format=torch.channels_last)
+            made.append(rows.contiguous(memory_format=torch.channels_last) if last else rows)
+        return made
 
     def _make_buffers(self, dtype: torch.dtype, channels_last: bool) -> list[torch.Tensor]:
         buffers = []
@@ -162,7 +196,7 @@ class CudaGraphTensor(Engine):
             except RuntimeError as error:
                 reason = str(error).splitlines()[0]
                 raise ConfigError(f"model = {model!r} is no TorchScript file: {reason}") from error
-            plain = cast(plain, self.device, self.dtype)
+            plain = in_precision(plain, self.device, self.dtype)
         if channels_last:
             plain = plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if optimise == "compile":
@@ -198,6 +232,10 @@ class CudaGraphTensor(Engine):
     # Running
 
     def forward(self, batch: list[Request]) -> None:
+        if len(batch) > 1 and self.rows.axes is None:
+            for request in batch:
+                self.forward([request])
+            return
         if self.inner is not None:
             filled = self.graphs.fill(batch)
             if filled is not None:
@@ -222,7 +260,7 @@ class CudaGraphTensor(Engine):
     def _deliver(self, outputs: list[torch.Tensor], batch: list[Request], counts: list[int]) -> None:
         if self.postprocessor == "split" and len(batch) == 1:  # the next launch overwrites them
             outputs = [output.clone() for output in outputs]
-        deliver(self.postprocessor, outputs, batch, counts)
+        deliver(self.postprocessor, outputs, batch, counts, self.rows.axes)
 
     def _check(self, tensors: Any) -> None:
         if len(tensors) != self.inputs:
@@ -240,6 +278,8 @@ class CudaGraphTensor(Engine):
             return column
         if self.raw.unseen:
             self.raw.look(column[0], self._name)
+        for tensor in column:
+            self.fit(tensor, self._dtype, "data")
         return [upload(tensor, self.device).to(self._dtype) for tensor in column]
 
     def infer(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:

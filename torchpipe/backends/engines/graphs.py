@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
-from ...errors import ConfigError
+from ...errors import ConfigError, RequestError
 from ...request import Request
 from ..cudart import Graph, Point, copy, current_stream
 from ..preprocess import PreprocessTensor
-from .post import Postprocessor, on_gpu
+from .post import Postprocessor, each_axis, on_gpu
 
 WARM_UPS = 4
 """Runs before recording: libraries choose algorithms, and TorchScript optimises after its second."""
@@ -49,18 +49,20 @@ class Graphs:
     host, where these are asked for: so a batch of files costs the host the decoder and one launch.
 
     Args:
-        network: tensors of equally many rows in, tensors of as many rows out.
+        network: tensors of equally many rows in, tensors out.
         buffers: what the network reads, each as long as the largest batch.
         sizes: the batch sizes to record, rising.
         inner: what makes a batch out of files, or None.
         postprocessor: of which the part that belongs on the GPU is recorded, too.
+        axes: tells the axis of each output that the rows lie on, or None: then a number of rows that was not
+            recorded runs without a graph, since one that is filled up would give other outputs.
         shared: what the instances of a network have in common. With ``inner`` they launch it in turns: it
             fills the GPU, so two at once take as long as one after the other and both end late. In turns the
             first one's answers are out, and its instance decodes again, while the second runs. So what a
             batch takes includes its waiting for the turn.
 
     Raises:
-        ConfigError: the network cannot be recorded, or an output has another number of rows.
+        ConfigError: the network cannot be recorded, or its scores have another number of rows.
     """
 
     def __init__(
@@ -70,8 +72,10 @@ class Graphs:
         sizes: Sequence[int],
         inner: PreprocessTensor | None,
         postprocessor: Postprocessor,
+        axes: Callable[[], Sequence[int] | None],
         shared: object,
     ) -> None:
+        self._axes = axes
         self.sizes, self.inner, self.postprocessor = sizes, inner, postprocessor
         self.device = buffers[0].device
         self.views = [[buffer[:rows] for rows in range(len(buffer) + 1)] for buffer in buffers]
@@ -103,12 +107,6 @@ class Graphs:
                     f"the network cannot be recorded with inputs of {shapes}: {error}; where it decides by "
                     "values, or waits for the GPU, run it with ModuleTensor or TorchScriptTensor"
                 ) from error
-            for output in outputs:
-                if output.ndim == 0 or len(output) != size:
-                    raise ConfigError(
-                        f"{size} rows in, but an output of shape {tuple(output.shape)}: "
-                        "the rows of the inputs must be on axis 0 of every output"
-                    )
             with torch.cuda.stream(stream):
                 self._graphs[size], self._outputs[size] = Graph(graph, self.device), outputs
         torch.cuda.current_stream(self.device).wait_stream(stream)
@@ -119,6 +117,11 @@ class Graphs:
         if self.inner is not None:
             self.inner.enqueue(views[0])
         outputs = on_gpu(self.postprocessor, self._network(*views))
+        if self.postprocessor not in ("split", "cpu") and len(outputs[0]) != size:
+            raise RequestError(
+                f"postprocessor = {self.postprocessor!r}: {size} rows in, but scores of shape "
+                f"{tuple(outputs[0].shape)}"
+            )
         if self._best is not None:
             copy(self._best[:size], outputs[0], current_stream(self.device))
         return outputs
@@ -135,6 +138,8 @@ class Graphs:
 
         Its outputs: the best classes on the host, ready, or tensors that the next launch overwrites.
         """
+        if rows not in self._graphs and self._axes() is None:
+            return self._without_graph(rows)
         size = self.sizes[bisect.bisect_left(self.sizes, rows)]
         stream = current_stream(self.device)
         in_turn = self.inner is not None and size >= IN_TURN
@@ -150,18 +155,44 @@ class Graphs:
             self._done.wait()
             return [self._best[:rows]]
         outputs = self._outputs[size]
-        return outputs if size == rows else [output[:rows] for output in outputs]
+        if size == rows:
+            return outputs
+        return [
+            output.narrow(axis, 0, rows)
+            for output, axis in zip(outputs, self._each_axis(outputs), strict=True)
+        ]
+
+    def _each_axis(self, outputs: Sequence[torch.Tensor]) -> list[int]:
+        axes = self._axes()
+        assert axes is not None
+        return each_axis(self.postprocessor, axes, len(outputs))
+
+    def _without_graph(self, rows: int) -> list[torch.Tensor]:
+        with torch.no_grad():
+            outputs = self._run(rows)
+        if self.inner is not None or self._best is not None:
+            self._done.set(current_stream(self.device))
+        if self._best is not None:
+            self._done.wait()
+            return [self._best[:rows]]
+        return outputs
 
     def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Outputs of any number of rows, in pieces of the largest graph; they are the caller's."""
         self._skip_inner()
+        if len(inputs[0]) > self.sizes[-1] and self._axes() is None:
+            with torch.no_grad():
+                return on_gpu(self.postprocessor, self._network(*inputs))
         pieces = zip(*(tensor.split(self.sizes[-1]) for tensor in inputs), strict=True)
         parts = []
         for piece in pieces:
             for views, tensor in zip(self.views, piece, strict=True):
                 views[len(tensor)].copy_(tensor, non_blocking=True)
             parts.append([output.clone() for output in self.launch(len(piece[0]))])
-        return parts[0] if len(parts) == 1 else [torch.cat(column) for column in zip(*parts, strict=True)]
+        if len(parts) == 1:
+            return parts[0]
+        axes = self._each_axis(parts[0])
+        return [torch.cat(column, axis) for column, axis in zip(zip(*parts, strict=True), axes, strict=True)]
 
     def run_rows(self, columns: Sequence[Sequence[torch.Tensor]], rows: int) -> list[torch.Tensor]:
         """The same for tensors of ``rows`` rows in all, on the GPU and in the buffers' dtypes.

@@ -6,16 +6,19 @@ import copy
 import io
 import threading
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
 from ...errors import ConfigError
 from ...parameters import Count, FilePath, Numbers
 from ...registry import built_in
+from ..casts import Cast
 from ..cuda import upload
+from ..opencv import describe
 from ..tensor import torch_device
 from .base import DTYPES, Engine, Precision, Threads, limit_torch_threads, model_source
+from .rows import ROUGH, SEEN, Rows
 
 
 class TorchEngine(Engine):
@@ -25,9 +28,19 @@ class TorchEngine(Engine):
     network: Callable[..., Any]
 
     def __init__(
-        self, max: int, precision: Precision, mean: list[float], std: list[float], device: str, threads: int
+        self,
+        max: int,
+        precision: Precision,
+        mean: list[float],
+        std: list[float],
+        device: str,
+        threads: int,
+        rows: str,
+        cast: Cast,
+        known: Rows,
     ) -> None:
-        super().__init__(max, list(mean), list(std))
+        tolerance = SEEN if precision == "fp32" else ROUGH
+        super().__init__(max, list(mean), list(std), rows, cast, known, tolerance)
         self.device = torch_device(device)
         self.dtype = DTYPES[precision]
         limit_torch_threads(threads)
@@ -42,15 +55,22 @@ class TorchEngine(Engine):
         copied = first.device != self.device or first.dtype != self._input_dtype(first)  # by infer
         return first if copied else first.detach().clone()
 
-    def apart(self, output: torch.Tensor, counts: list[int]) -> list[torch.Tensor]:
+    def apart(self, output: torch.Tensor, counts: list[int], axis: int = 0) -> list[torch.Tensor]:
         output = output.detach()  # it may be a weight
-        return super().apart(output, counts) if len(counts) > 1 else [output.clone()]
+        return super().apart(output, counts, axis) if len(counts) > 1 else [output.clone()]
 
     def infer(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+        dtypes = list(map(self._input_dtype, inputs))
+        for i, (tensor, dtype) in enumerate(zip(inputs, dtypes, strict=True)):
+            self.fit(tensor, dtype, f"input {i}")
         with torch.no_grad():  # not inference_mode: callers may change what they get, in place too
-            inputs = [upload(tensor, self.device).to(self._input_dtype(tensor)) for tensor in inputs]
+            inputs = [upload(x, self.device).to(dtype) for x, dtype in zip(inputs, dtypes, strict=True)]
             outputs = self.network(*inputs)
-        return list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+        outputs = list(outputs) if isinstance(outputs, (list, tuple)) else [outputs]
+        for output in outputs:
+            if not isinstance(output, torch.Tensor):
+                raise TypeError(f"{self._name}: the outputs of a network are tensors, not {describe(output)}")
+        return outputs
 
     def close(self) -> None:
         del self.network
@@ -65,7 +85,8 @@ class ModuleTensor(TorchEngine):
     """Runs an ``nn.Module`` or a ``.pt2`` file made by ``torch.export.save``.
 
     Reads ``data``: a tensor of k rows, or a list of them for several inputs; uint8 and floating tensors are
-    cast to ``precision``. Writes ``result``: tensors on ``device`` with the same rows.
+    cast to ``precision``. Writes ``result``: tensors on ``device``: the request's part
+    of each output.
 
     Args:
         model: the module itself, or the path of a .pt2 or .pt2.encrypted file. The module given stays as it
@@ -76,9 +97,14 @@ class ModuleTensor(TorchEngine):
         std: likewise, what the image is then divided by.
         device: cpu, gpu, cuda, cuda:N; auto takes a GPU if there is one.
         threads: CPU threads that one call may use.
+        rows: ``auto`` finds the axis of each output that its rows lie on, see the guide; ``0`` or ``0,1``
+            says it, for all or for each output; ``single`` runs requests one by one.
+        cast: ``checked`` refuses numbers that the network's type cannot hold, ``any`` changes them.
+        known: what the instances found out about the rows.
 
     Raises:
         ConfigError: the file is missing or corrupt, or the device is not there.
+        RequestError: inputs that do not fit, by number, rows or the values that they hold.
 
     Example:
         >>> network = torch.nn.Linear(4, 2)
@@ -95,8 +121,11 @@ class ModuleTensor(TorchEngine):
         std: Numbers = (),  # type: ignore[assignment]
         device: str = "auto",
         threads: Threads = 1,
+        rows: str = "auto",
+        cast: Cast = "checked",
+        known: Annotated[Rows, "shared"] = (),  # type: ignore[assignment]
     ) -> None:
-        super().__init__(max, precision, mean, std, device, threads)
+        super().__init__(max, precision, mean, std, device, threads, rows, cast, known)
         if isinstance(model, torch.nn.Module):
             self.network = private_copy(model, self.device, self.dtype)
         else:
@@ -110,7 +139,8 @@ class TorchScriptTensor(TorchEngine):
     """Runs a TorchScript file, made by ``torch.jit.save``.
 
     Reads ``data``: a tensor of k rows, or a list of them for several inputs; uint8 and floating tensors are
-    cast to ``precision``. Writes ``result``: tensors on ``device`` with the same rows.
+    cast to ``precision``. Writes ``result``: tensors on ``device``: the request's part
+    of each output.
 
     Args:
         model: path of the file, .pt, .pth, .ts or .jit, or the same and .encrypted.
@@ -120,9 +150,14 @@ class TorchScriptTensor(TorchEngine):
         std: likewise, what the image is then divided by.
         device: cpu, gpu, cuda, cuda:N; auto takes a GPU if there is one.
         threads: CPU threads that one call may use.
+        rows: ``auto`` finds the axis of each output that its rows lie on, see the guide; ``0`` or ``0,1``
+            says it, for all or for each output; ``single`` runs requests one by one.
+        cast: ``checked`` refuses numbers that the network's type cannot hold, ``any`` changes them.
+        known: what the instances found out about the rows.
 
     Raises:
         ConfigError: the file is missing or is no TorchScript, or the device is not there.
+        RequestError: inputs that do not fit, by number, rows or the values that they hold.
 
     Example:
         >>> import tempfile
@@ -141,15 +176,18 @@ class TorchScriptTensor(TorchEngine):
         std: Numbers = (),  # type: ignore[assignment]
         device: str = "auto",
         threads: Threads = 1,
+        rows: str = "auto",
+        cast: Cast = "checked",
+        known: Annotated[Rows, "shared"] = (),  # type: ignore[assignment]
     ) -> None:
-        super().__init__(max, precision, mean, std, device, threads)
+        super().__init__(max, precision, mean, std, device, threads, rows, cast, known)
         source = torch_source(model, (".pt", ".pth", ".ts", ".jit"))
         try:
             network = torch.jit.load(source, map_location=self.device)
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise ConfigError(f"model = {model!r} is no TorchScript file: {reason}") from error
-        self.network = cast(network.eval(), self.device, self.dtype)
+        self.network = in_precision(network.eval(), self.device, self.dtype)
 
 
 def private_copy(module: torch.nn.Module, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
@@ -158,10 +196,10 @@ def private_copy(module: torch.nn.Module, device: torch.device, dtype: torch.dty
     fits = all(t.device == device and (t.dtype == dtype or not t.is_floating_point()) for t in tensors)
     memo = {id(tensor): tensor for tensor in tensors} if fits else {}
     own = copy.deepcopy(module, memo).eval()
-    return own if fits else cast(own, device, dtype)
+    return own if fits else in_precision(own, device, dtype)
 
 
-def cast(module: torch.nn.Module, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
+def in_precision(module: torch.nn.Module, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
     """``module`` itself, on ``device``, its real weights in ``dtype``; complex ones keep their dtype.
 
     ``module.to(dtype)`` would drop their imaginary part.
@@ -199,7 +237,10 @@ def fixed_module(module: torch.nn.Module) -> Callable:
         std: Numbers = (),  # type: ignore[assignment]
         device: str = "auto",
         threads: Threads = 1,
+        rows: str = "auto",
+        cast: Cast = "checked",
+        known: Annotated[Rows, "shared"] = (),  # type: ignore[assignment]
     ) -> None:
-        ModuleTensor.__init__(self, module, max, precision, mean, std, device, threads)
+        ModuleTensor.__init__(self, module, max, precision, mean, std, device, threads, rows, cast, known)
 
     return init

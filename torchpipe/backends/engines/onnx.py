@@ -5,31 +5,22 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 
-from ...errors import ConfigError, RequestError, optional
+from ...errors import ConfigError, optional
 from ...parameters import Count, DeviceName, FilePath, Numbers
 from ...registry import built_in
 from ...request import Request
+from ..casts import Cast, numbers
 from ..cuda import upload
-from ..tensor import as_numpy, torch_device
+from ..tensor import torch_device
 from .base import Engine, ForcedRange, Threads, force, model_source, zeros
 from .footprint import Footprint
-
-INPUT_DTYPES = {
-    "tensor(float)": np.float32,
-    "tensor(float16)": np.float16,
-    "tensor(double)": np.float64,
-    "tensor(uint8)": np.uint8,
-    "tensor(int8)": np.int8,
-    "tensor(int32)": np.int32,
-    "tensor(int64)": np.int64,
-    "tensor(bool)": np.bool_,
-}
-
+from .onnx_signature import Signature, as_value
+from .rows import ROUGH, SEEN, Rows, Values
 
 CUDA = "CUDAExecutionProvider"
 
@@ -57,10 +48,12 @@ def denormals_as_zero() -> Iterator[None]:
 class OnnxTensor(Engine):
     """Runs an ONNX file with ONNX Runtime (``pip install '.[onnx]'``).
 
-    Reads ``data``: a tensor of k rows, or a list of them for several inputs; cast to the network's dtype.
-    Writes ``result``: tensors on ``device`` with the same rows. Each instance has a session of its own. On a
-    CPU numbers too small for float32's full precision (below 1e-38) count as 0. What a session keeps for a
-    large input on a CPU is given back after a few small ones.
+    Reads ``data``: a tensor of k rows, or a list of them for several inputs; cast to the network's dtype. An
+    input without axes takes a number, a text input a str or lists or a numpy array of them, one for each row.
+    Writes ``result``: the request's part of each output, tensors on ``device``, of every type that ONNX
+    Runtime has; text comes as lists of str, a sequence as a list, a map as a dict. Each instance has a
+    session of its own. On a CPU numbers too small for float32's full precision (below 1e-38) count as 0. What
+    a session keeps for a large input on a CPU is given back after a few small ones.
 
     Args:
         model: path of the .onnx or .onnx.encrypted file. Its first axis must be dynamic for ``max`` above 1;
@@ -76,11 +69,16 @@ class OnnxTensor(Engine):
             ``onnxruntime``: tensors then stay on the GPU, and the session works in a stream of its own, which
             has no priority; with ``;`` instances take turns.
         threads: how many threads a session may use inside one call; it does not spin.
+        rows: ``auto`` finds the axis of each output that its rows lie on, from what the network declares and
+            from the first batch, see the guide; ``0`` or ``0,1`` says it, for all or for each output;
+            ``single`` runs requests one by one.
+        cast: ``checked`` refuses numbers that the network's type cannot hold, ``any`` changes them.
+        known: what the instances found out about the rows.
 
     Raises:
         ConfigError: the file is missing or is no network, or the device is not there.
         ImportError: ONNX Runtime is not installed.
-        RequestError: wrong number, rank or size of inputs.
+        RequestError: wrong number, rank or size of inputs, or values that their types cannot hold.
 
     Example:
         >>> import onnx, tempfile
@@ -103,8 +101,12 @@ class OnnxTensor(Engine):
         device: DeviceName = "cpu",
         threads: Threads = 1,
         force_range: ForcedRange = (),  # type: ignore[assignment]
+        rows: str = "auto",
+        cast: Cast = "checked",
+        known: Annotated[Rows, "shared"] = (),  # type: ignore[assignment]
     ) -> None:
-        super().__init__(max, list(mean), list(std))
+        self._wish, self._tolerance = rows, SEEN if precision == "fp32" else ROUGH
+        super().__init__(max, list(mean), list(std), rows, cast, known, self._tolerance)
         force(self, list(force_range))
         runtime = optional("onnxruntime", "onnx")
         source = model_source(model, (".onnx",))
@@ -140,7 +142,7 @@ class OnnxTensor(Engine):
             )
         self._footprint, self._giving_back = Footprint(), runtime.RunOptions()
         self._giving_back.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        self._read_signature(model, force_range)
+        self._read_signature(model, source, force_range)
 
     def _current_gpu(self) -> contextlib.AbstractContextManager:
         return torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
@@ -157,45 +159,63 @@ class OnnxTensor(Engine):
             "cudnn_conv_algo_search": "HEURISTIC",  # EXHAUSTIVE takes seconds, at each new batch size
         }
 
-    def _read_signature(self, model: str, force_range: list[int]) -> None:
-        inputs = self.session.get_inputs()
-        self.inputs = len(inputs)
-        self.names = [one.name for one in inputs]
-        self.raw.unseen &= all(one.type != "tensor(uint8)" for one in inputs)
-        self.shapes = [one.shape for one in inputs]
-        unknown = [one.type for one in inputs if one.type not in INPUT_DTYPES]
-        if unknown:
-            raise ConfigError(f"model = {model!r}: inputs of type {', '.join(unknown)} are not supported")
-        self.dtypes = [INPUT_DTYPES[one.type] for one in inputs]
+    def _read_signature(self, model: str, source: str | bytes, force_range: list[int]) -> None:
+        self.signature = signature = Signature(self.session, source, model)
+        self.inputs, self.free, self.ordinary = len(signature.names), signature.free, signature.ordinary
+        self.raw.unseen &= torch.uint8 not in signature.dtypes
         if self.inputs != 1 and self.normalise is not None:
             raise ConfigError(f"mean and std are for networks of one input; {model!r} has {self.inputs}")
-        fixed = [shape[0] for shape in self.shapes if shape and isinstance(shape[0], int)]
-        if fixed and self.max > 1 and not force_range:
+        if signature.fixed and self.max > 1 and not force_range:
+            fixed = signature.fixed[0]
             raise ConfigError(
-                f"model = {model!r} was exported for exactly {fixed[0]} rows, max = {self.max}; "
-                f"export it with a dynamic first axis, or set max = 1 and send {fixed[0]} in each request"
+                f"model = {model!r} was exported for exactly {fixed} rows, max = {self.max}; "
+                f"export it with a dynamic first axis, or set max = 1 and send {fixed} in each request"
             )
+        self.rows.begin(self._wish, self._name, signature.declared, signature.outputs, self._tolerance)
+
+    def takes(self, index: int, value: Any) -> bool:
+        kind = self.signature.takes(index, value)
+        return super().takes(index, value) if kind is None else kind
+
+    def values(self, data: Any) -> Values:
+        """The inputs in ``data``: text as arrays of str, numbers for inputs without axes as tensors."""
+        values = [data] if self.signature.is_text(data) else super().values(data)
+        return values if len(values) != self.inputs else self.signature.values(values)
 
     # numpy, because an operator of torch would start a team of threads in whichever thread calls
 
-    def join(self, tensors: tuple[torch.Tensor, ...]) -> torch.Tensor:
+    def join(self, tensors: tuple) -> Any:
         if len(tensors) == 1:
             return tensors[0]
+        if isinstance(tensors[0], np.ndarray):  # text
+            return np.concatenate(tensors)
         if self.device.type == "cuda":
             return torch.cat(tensors)
-        return torch.from_numpy(np.concatenate([as_numpy(tensor) for tensor in tensors]))
+        return torch.from_numpy(np.concatenate([numbers(tensor) for tensor in tensors]))
 
-    def infer(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
-        if self.device.type == "cuda":
+    def infer(self, inputs: Values) -> Values:
+        signature = self.signature
+        if self.device.type == "cuda" and signature.only_tensors:
             return self.infer_bound(inputs)
-        feeds: dict[str, np.ndarray] = {}
-        for name, shape, dtype, tensor in zip(self.names, self.shapes, self.dtypes, inputs, strict=True):
-            self._check_shape(name, shape, tensor)
-            feeds[name] = as_numpy(tensor).astype(dtype, copy=False)
+        feeds = {}
+        for i, (name, value) in enumerate(zip(signature.names, inputs, strict=True)):
+            self._check(i, value)
+            feeds[name] = signature.converted(i, value)
         large = self._footprint.too_large(sum(array.nbytes for array in feeds.values()))
+        giving_back = self._giving_back if large else None
         with denormals_as_zero():
-            outputs = self.session.run(None, feeds, self._giving_back if large else None)
-        return [torch.from_numpy(output) for output in outputs]
+            if signature.by_value:
+                outputs = signature.run_values(self.session, feeds, giving_back)
+            else:
+                outputs = [as_value(output) for output in self.session.run(None, feeds, giving_back)]
+        return outputs if self.device.type == "cpu" else [upload(each, self.device) for each in outputs]
+
+    def _check(self, i: int, value: Any) -> None:
+        """Raise a RequestError unless the input has this shape, and its type holds the values."""
+        self.signature.check_shape(i, value)
+        dtype = self.signature.dtypes[i]
+        if dtype is not None:
+            self.fit(value, dtype, f"input {self.signature.names[i]!r}")
 
     def infer_bound(self, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
         """Run on tensors where they are, and leave the outputs there: nothing is copied to the host.
@@ -208,11 +228,13 @@ class OnnxTensor(Engine):
         place, index = self.device.type, self.device.index or 0
         binding = self.session.io_binding()
         kept = []  # what is bound must stay alive
-        for name, shape, dtype, tensor in zip(self.names, self.shapes, self.dtypes, inputs, strict=True):
-            self._check_shape(name, shape, tensor)
-            wanted = torch.from_numpy(np.empty(0, dtype)).dtype
-            kept.append(upload(tensor, self.device).to(wanted).contiguous())
-            binding.bind_input(name, place, index, dtype, tuple(tensor.shape), kept[-1].data_ptr())
+        for i, (name, dtype, tensor) in enumerate(
+            zip(self.signature.names, self.signature.dtypes, inputs, strict=True)
+        ):
+            self._check(i, tensor)
+            kept.append(upload(tensor, self.device).to(dtype).contiguous())
+            kind = self.signature.kind(i)
+            binding.bind_input(name, place, index, kind, tuple(tensor.shape), kept[-1].data_ptr())
         for output in self.session.get_outputs():
             binding.bind_output(output.name, place, index)
         if place == "cuda":
@@ -227,23 +249,17 @@ class OnnxTensor(Engine):
         return [torch.from_dlpack(value).clone() for value in binding.get_outputs()]
 
     def sample(self) -> Request:
-        return zeros(self.shapes, self.dtypes, "OnnxTensor")
+        shapes = [shape for shape in self.signature.shapes if shape is not None]
+        dtypes = self.signature.dtypes
+        if len(shapes) < len(dtypes) or None in dtypes:
+            raise ConfigError("OnnxTensor does not know what its inputs look like: text, or any rank")
+        return zeros(shapes, dtypes, "OnnxTensor")
 
     def close(self) -> None:
         if self.device.type == "cuda":
             self._stream.synchronize()
         with self._current_gpu():
             del self.session
-
-    def _check_shape(self, name: str, shape: list, tensor: torch.Tensor) -> None:
-        fits = tensor.ndim == len(shape) and all(
-            not isinstance(want, int) or want == have for want, have in zip(shape, tensor.shape, strict=True)
-        )
-        if not fits:
-            wanted = " x ".join(str(size or "any") for size in shape)
-            raise RequestError(
-                f"OnnxTensor: input {name!r} takes {wanted}, got {' x '.join(map(str, tensor.shape))}"
-            )
 
 
 def _half(source: str | bytes) -> bytes:

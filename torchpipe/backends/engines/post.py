@@ -61,17 +61,38 @@ def on_gpu(name: Postprocessor, outputs: Sequence[torch.Tensor]) -> list[torch.T
 
 
 def deliver(
-    name: Postprocessor, outputs: Sequence[torch.Tensor], batch: Sequence[Request], counts: Sequence[int]
+    name: Postprocessor,
+    outputs: Sequence[torch.Tensor],
+    batch: Sequence[Request],
+    counts: Sequence[int],
+    axes: Sequence[int] | None,
 ) -> None:
-    """Write each request's ``result``: its ``counts`` rows of what :func:`on_gpu` gave, as its own memory."""
+    """Write each request's ``result``: its ``counts`` rows of what :func:`on_gpu` gave, along ``axes``.
+
+    What each gets is its own memory. A single request gets all of it, so that needs no axes.
+    """
     if name != "split":
         outputs = [download(output) for output in outputs]
     if name in ("SoftmaxMax", "SoftmaxArgMax"):
         _deliver_best(name, outputs[0].tolist(), batch, counts)
         return
-    columns = [apart(output, counts) for output in outputs]
+    if len(batch) == 1:
+        columns = [apart(output, counts) for output in outputs]
+    else:
+        assert axes is not None
+        columns = [
+            apart(output, counts, axis)
+            for output, axis in zip(outputs, each_axis(name, axes, len(outputs)), strict=True)
+        ]
     for i, request in enumerate(batch):
         request["result"] = columns[0][i] if len(columns) == 1 else [column[i] for column in columns]
+
+
+def each_axis(name: Postprocessor, axes: Sequence[int], count: int) -> list[int]:
+    """The axis of each of ``count`` tensors that :func:`on_gpu` gave; scores have their rows on the first."""
+    if name not in ("split", "cpu"):
+        return [0] * count
+    return list(axes) * count if len(axes) == 1 else list(axes)
 
 
 def _deliver_best(

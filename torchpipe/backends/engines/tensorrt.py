@@ -16,12 +16,14 @@ from ...parameters import DeviceName, FilePath, Numbers, PerInstance
 from ...registry import built_in
 from ...request import Request
 from ..base import Backend
+from ..casts import Cast, check
 from ..cuda import upload
 from ..opencv import describe
 from . import tensorrt_api as api
 from .base import ForcedRange, RawBytes, force, gpu_for, zeros
 from .graphs import Graphs, batch_sizes
-from .post import Postprocessor, deliver, on_gpu, prepared_by, through
+from .post import Postprocessor, deliver, each_axis, on_gpu, prepared_by, through
+from .rows import ROUGH, SEEN, Rows
 from .tensorrt_plan import Recipe, both_or_none, check_files, plan_of
 
 Texts = list[str]
@@ -69,11 +71,18 @@ class TensorrtTensor(Backend):
             softmax; ``SoftmaxMax`` [class, score]; ``SoftmaxArgMax`` sets ``score``, ``class``, ``result``.
         log_level: what TensorRT says.
         device: gpu, cuda, cuda:N, N; with ``;`` instances take turns.
+        rows: ``auto`` finds the axis of each output that its rows lie on, when it is built, see the guide;
+            ``0`` or ``0,1`` says it, for all or for each output; ``single`` runs requests one by one.
+        cast: ``checked`` refuses numbers that the network's type cannot hold; what lies on a GPU already is
+            only looked at on its way to integers. ``any`` changes them.
+        known: what the instances found out about the rows.
 
     Raises:
-        ConfigError: no GPU, a file that is missing or refused, an output without a dynamic batch.
+        ConfigError: no GPU, a file that is missing or refused, ``only_keep_last_batch`` where outputs have no
+            rows.
         ImportError: TensorRT is not installed.
-        RequestError: ``data`` is of a rank or size that the engine does not take.
+        RequestError: ``data`` is of a rank or size that the engine does not take, or its type cannot hold
+            the values.
 
     Example:
         >>> config = {"model": "resnet50.onnx", "max": 8, "precision": "fp16"}
@@ -110,7 +119,11 @@ class TensorrtTensor(Backend):
         only_keep_last_batch: bool = False,
         force_layer_norm_pattern_fp32: bool = False,
         weight_budget_percentage: Annotated[int, Field(ge=0, le=100)] = 0,
+        rows: str = "auto",
+        cast: Cast = "checked",
+        known: Annotated[Rows, "shared"] = (),  # type: ignore[assignment]
     ) -> None:
+        self.rows, self.checked = known or Rows(), cast == "checked"
         advice = "OnnxTensor runs ONNX files on the CPU"
         self.device = gpu_for(lambda: check_files(model, model_cache), device, advice)
         self.trt, self.logger = api.load(log_level)
@@ -141,7 +154,12 @@ class TensorrtTensor(Backend):
             self._plan = plan_of(model, model_cache, recipe, self.trt, self.logger, timing_cache)
             self._load()
             self._reorder(list(input_reorder), list(output_reorder))
+            self.rows.begin(
+                rows, type(self).__name__, (), self.outputs, SEEN if precision == "fp32" else ROUGH
+            )
             force(self, list(force_range))
+            if self.max > 1 or (only_keep_last_batch and self.range[1] > 1):
+                self._find_rows()
             buffers = [
                 torch.zeros(self.limits[name][1], dtype=self.dtypes[name], device=self.device)
                 for name in self.inputs
@@ -161,6 +179,7 @@ class TensorrtTensor(Backend):
                 batch_sizes(most, least=least),
                 self.inner,
                 self.postprocessor,
+                lambda: self.rows.axes,
                 self._plan,
             )
         except ConfigError as error:
@@ -205,7 +224,32 @@ class TensorrtTensor(Backend):
         if outputs:
             self.outputs = [self.outputs[i] for i in outputs]
 
+    def _find_rows(self) -> None:
+        least, most = self.range
+        try:
+            self.rows.try_out(self.infer, self._example, 2 if 1 == least < most else most)
+        except RequestError as error:
+            raise ConfigError(str(error)) from error
+        if self.last_only and self.rows.axes is None:
+            raise ConfigError("only_keep_last_batch: not every output has the inputs' rows on an axis")
+
+    def _example(self, count: int) -> list[torch.Tensor]:
+        """Made-up inputs of ``count`` rows: reals, zeros where it takes others."""
+        made = []
+        for name in self.inputs:
+            dtype, shape = self.dtypes[name], (count, *self.limits[name][1][1:])
+            make = torch.rand if dtype.is_floating_point else torch.zeros
+            made.append(make(shape, device=self.device).to(dtype))
+        return made
+
+    def findings(self) -> list[str]:
+        return self.rows.findings(self.max)
+
     def forward(self, batch: list[Request]) -> None:
+        if len(batch) > 1 and self.rows.axes is None:
+            for request in batch:
+                self.forward([request])
+            return
         if self.inner is not None:
             filled = self.graphs.fill(batch) if self.graphs is not None else None
             if filled is not None:
@@ -237,14 +281,18 @@ class TensorrtTensor(Backend):
         self._deliver(outputs, batch, counts)
 
     def _deliver(self, outputs: list[torch.Tensor], batch: list[Request], counts: list[int]) -> None:
-        if self.last_only:
+        if self.last_only and sum(counts) > len(counts):
             ends = list(accumulate(counts))
-            outputs = [torch.cat([output[end - 1 : end] for end in ends]) for output in outputs]
+            axes = each_axis(self.postprocessor, self.rows.axes or [0], len(outputs))
+            outputs = [
+                torch.cat([output.narrow(axis, end - 1, 1) for end in ends], axis)
+                for output, axis in zip(outputs, axes, strict=True)
+            ]
             counts = [1] * len(counts)
         elif self.postprocessor == "split" and len(batch) == 1 and self.graphs is not None:
             # The next launch overwrites them. Several requests get copies in any case.
             outputs = [output.clone() for output in outputs]
-        deliver(self.postprocessor, outputs, batch, counts)
+        deliver(self.postprocessor, outputs, batch, counts, self.rows.axes)
         for request in batch:
             if "outputs" in request:
                 request["result"] = _written(request["result"], request["outputs"])
@@ -261,6 +309,11 @@ class TensorrtTensor(Backend):
         outputs = []
         for name in self.outputs:
             shape = tuple(self.context.get_tensor_shape(name))
+            if -1 in shape:
+                raise RequestError(
+                    f"TensorrtTensor: the size of output {name!r} depends on values, which is not supported; "
+                    "use OnnxTensor, or an export whose tables have a fixed size"
+                )
             outputs.append(torch.empty(shape, dtype=self.dtypes[name], device=self.device))
             self.context.set_tensor_address(name, outputs[-1].data_ptr())
         if not self.context.execute_async_v3(stream.cuda_stream):
@@ -280,6 +333,8 @@ class TensorrtTensor(Backend):
             tensor = tensor.permute(0, 3, 1, 2)
         if any(not a <= b <= c for a, b, c in zip(low[1:], tensor.shape[1:], high[1:], strict=True)):
             raise RequestError(f"{name} takes {low} to {high}, got {describe(tensor)}")
+        if self.checked and tensor.dtype != self.dtypes[name]:
+            check(tensor, self.dtypes[name], f"TensorrtTensor: input {name!r}")
         if tensor.device != self.device:
             tensor = upload(tensor, self.device)
         if self.raw.unseen and tensor.dtype != self.dtypes[name]:
@@ -323,6 +378,7 @@ def _written(result: Any, outputs: Any) -> Any:
             f"outputs are {given}; the result is {have}: bring tensors of these shapes, or no outputs"
         )
     for one, two in zip(found, wanted, strict=True):
+        check(one, two.dtype, "TensorrtTensor: what the request brought as outputs", "")
         two.copy_(one, non_blocking=True)
     return outputs
 

@@ -93,12 +93,6 @@ def _build(source: str | bytes, recipe: Recipe, trt: Any, logger: Any, timing_ca
     if recipe.scale is not None:
         kept += api.normalise(trt, network, *recipe.scale)
     inputs = [network.get_input(i) for i in range(network.num_inputs)]
-    for output in map(network.get_output, range(network.num_outputs)):
-        if len(output.shape) == 0 or (output.shape[0] != -1 and any(-1 in each.shape for each in inputs)):
-            raise ConfigError(
-                f"output {output.name!r} has no dynamic batch, its shape is {tuple(output.shape)}; "
-                "export the network with a dynamic first axis"
-            )
     names = [each.name for each in inputs]
     limits = [shapes_of(text, [tuple(each.shape) for each in inputs]) for text in recipe.sizes]
     profile = dict(zip(names, zip(*limits, strict=True), strict=True))
