@@ -147,7 +147,7 @@ def test_too_many_scans_are_refused_by_every_decoder_and_the_reason_says_so(conf
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        ("photo.jpg", "data is text, 'photo.jpg', not the bytes of an image file; to read a file, put"),
+        ("photo.jpg", "data is text, 'photo.jpg', where the bytes of a file are needed"),
         (b"%PDF-1.7 and more", "not the bytes of an image file: they begin with b'%PDF-1.7"),
         (b"\xff\xd8\xff", "JPEG"),
         (encoded(SMALL, ".png")[:-30], "the PNG file is cut off"),
