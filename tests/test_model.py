@@ -98,7 +98,7 @@ def test_calls_that_come_together_are_batched():
         gate.open()
         assert first.result(10).item() == 2
         assert [future.result(10).item() for future in more] == [2.0 * i for i in range(8)]
-    assert sizes == [1, 8, 1, 2, 2]  # the last three show, once, which axis the rows lie on
+    assert sizes == [1, 8, 1, 2, 2, 2]  # the last four show, once, which axis the rows lie on
 
 
 # submit

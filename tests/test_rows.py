@@ -61,13 +61,17 @@ UNTIED = {
     "less their mean": lambda x: x - x.mean(0),
     "rows times rows": lambda x: x @ x.T,
     "a running sum over the batch": lambda x: x.cumsum(0),
+    "a running sum from the end": lambda x: x.flip(0).cumsum(0).flip(0),
+    "times their mean": lambda x: x * x.mean(0),
     "two rows of each": lambda x: x.repeat_interleave(2, 0),
     "one good and one constant": lambda x: (x * 2, torch.ones(3, 1)),
 }
 
 
 @pytest.mark.filterwarnings("ignore::torchpipe.ConfigWarning")
-@pytest.mark.parametrize("first", [[A, B, C], ONE_EACH, [A, A, A]], ids=["mixed", "one each", "equal"])
+@pytest.mark.parametrize(
+    "first", [[A, B, C], ONE_EACH, [A, A, A], [B, B]], ids=["mixed", "one each", "equal", "zeros"]
+)
 @pytest.mark.parametrize("name", UNTIED)
 def test_outputs_without_rows_go_out_whole_to_each_request(name, first):
     function = UNTIED[name]
@@ -157,6 +161,27 @@ def test_what_once_looked_like_rows_is_given_up_when_it_does_not():
         same(found, [A, big.repeat(2, 1)])
         assert "warning:" in str(pipe.explain())
         same(together(pipe, A, B), [A, B])
+
+
+@pytest.mark.filterwarnings("ignore::torchpipe.ConfigWarning")
+def test_indices_that_are_all_0_show_nothing_yet():
+    """As a request that was made up to warm a network up, or silence."""
+    zeros, ids = torch.zeros((1, 3), dtype=torch.int64), torch.tensor([[1, 2, 3]])
+    for function, told in ((lambda x: x.cumsum(0), "warning:"), (lambda x: x * 2, "rows on axis 0")):
+        with module_pipe(function) as pipe:
+            same(together(pipe, zeros, zeros), [zeros, zeros])
+            assert "the first batch of several requests will show it" in str(pipe.explain())
+            same(together(pipe, ids, zeros, ids), singly(function, [ids, zeros, ids]))
+            assert told in str(pipe.explain())
+
+
+def test_nobodys_random_numbers_are_used_up():
+    torch.manual_seed(3)
+    expected = torch.rand(4)
+    torch.manual_seed(3)
+    with module_pipe(lambda x: x * 2) as pipe:
+        together(pipe, A, B, C)
+        assert torch.equal(torch.rand(4), expected)
 
 
 def test_a_network_whose_values_are_random_is_cut_by_its_shapes():

@@ -153,12 +153,7 @@ class Engine(Backend):
 
     def _run(self, members: list[tuple[Request, Values]]) -> None:
         if len(members) == 1 or self.rows.single:
-            for request, tensors in members:
-                outputs = self.infer(self._inputs([tensors]))
-                if self.rows.set_by_user and self.max > 1:
-                    self.rows.of(outputs, next((len(value) for value in tensors if value.ndim), 0))
-                whole = [self.apart(output, [1])[0] for output in outputs]
-                request["result"] = whole[0] if len(whole) == 1 else whole
+            self._singly(members)
             return
         first = next(i for i, value in enumerate(members[0][1]) if value.ndim)
         counts = [tensors[first].shape[0] for _, tensors in members]
@@ -170,11 +165,19 @@ class Engine(Backend):
             outputs = [copied(output) for output in self.infer([copied(value) for value in inputs])]
             axes = self.rows.find(self.infer, self.join, inputs, outputs, counts)
         if axes is None:
-            self._run(members)
+            self._singly(members)
             return
         columns = [self.apart(each, counts, axis) for each, axis in zip(outputs, axes, strict=True)]
         for (request, _), parts in zip(members, zip(*columns, strict=True), strict=True):
             request["result"] = parts[0] if len(parts) == 1 else list(parts)
+
+    def _singly(self, members: list[tuple[Request, Values]]) -> None:
+        for request, tensors in members:
+            outputs = self.infer(self._inputs([tensors]))
+            if self.rows.set_by_user and self.max > 1:
+                self.rows.of(outputs, next((len(value) for value in tensors if value.ndim), 0))
+            whole = [self.apart(output, [1])[0] for output in outputs]
+            request["result"] = whole[0] if len(whole) == 1 else whole
 
     def _inputs(self, members: list[Values]) -> Values:
         """The inputs of several requests, each joined on axis 0; a number without axes is the same in all."""
@@ -215,7 +218,8 @@ def zeros(shapes: Sequence[Sequence[Any]], dtypes: Sequence[Any], name: str) -> 
             kind = dtype if isinstance(dtype, torch.dtype) else torch.from_numpy(np.empty(0, dtype)).dtype
         except TypeError as error:
             raise ConfigError(f"{name} cannot make up an input of type {dtype}") from error
-        inputs.append(torch.zeros((rows, *shape[1:]) if shape else (), dtype=kind))
+        length = rows if shape and is_open(shape[0]) else next(iter(shape), 0)
+        inputs.append(torch.zeros((length, *shape[1:]) if shape else (), dtype=kind))
     return {"data": inputs[0] if len(inputs) == 1 else inputs}
 
 

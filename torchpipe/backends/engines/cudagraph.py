@@ -25,7 +25,7 @@ from .base import Engine, Normalise, RawBytes, existing_file, gpu_for, zeros
 from .graphs import COARSE, FINE, Graphs, batch_sizes
 from .module import in_precision, load_export, private_copy
 from .post import Postprocessor, deliver, prepared_by, through
-from .rows import ROUGH, SEEN, Rows
+from .rows import ROUGH, SEEN, Rows, noise
 
 PRECISIONS = {"fp32": torch.float32, "tf32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 SUFFIXES = (".pt", ".pth", ".ts", ".jit", ".pt2")
@@ -150,7 +150,7 @@ class CudaGraphTensor(Engine):
         """Made-up inputs of ``count`` rows, as the buffers are."""
         made = []
         for buffer in self._buffers:
-            rows = torch.rand((count, *buffer.shape[1:]), device=self.device).to(buffer.dtype)
+            rows = noise(buffer.new_empty((count, *buffer.shape[1:])))
             last = buffer.ndim == 4 and buffer.is_contiguous(memory_format=torch.channels_last)
             made.append(rows.contiguous(memory_format=torch.channels_last) if last else rows)
         return made

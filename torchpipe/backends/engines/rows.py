@@ -118,10 +118,19 @@ class Rows:
         outputs: Values,
         counts: Sequence[int],
     ) -> list[int] | None:
-        """Find the axes from one batch, by running parts of it again; None where there are none.
+        """Find the axes from one batch, by running parts of it again; None where requests run singly.
 
         ``inputs`` and ``outputs`` are the batch's, untouched; ``counts`` the rows of each request in it.
+        Where all inputs are 0 noise is run instead, or nothing is found yet.
         """
+        if says_nothing(inputs):
+            if not any(map(is_measured, inputs)):
+                return None
+            inputs = [noise(value) if is_measured(value) else value for value in inputs]
+            try:
+                outputs = [copied(output) for output in infer([copied(value) for value in inputs])]
+            except Exception:  # as long as there are no real values requests run singly
+                return None
         trial = Trial(infer, join, inputs, outputs, counts)
         tolerances = [
             DECLARED if axis is not None else self.tolerance
@@ -189,10 +198,11 @@ class Rows:
 class Trial:
     """Parts of one batch, run again: alone, and among rows that are made up.
 
-    The last request of the fewest rows runs alone, then behind zeros (rows of the batch, where an input is
-    made of indices), and in front of rows of the batch. An output lies along the rows if one of its axes has
-    the right length each time, and the request's own part is equal each time. Zeros are what a detector finds
-    nothing in, so a table of detections is not mistaken for rows.
+    The last request of the fewest rows runs alone, then behind zeros, behind noise, and in front of noise;
+    where an input is made of indices, rows of the batch stand for both. An output lies along the rows if one
+    of its axes has the right length each time, and the request's own part is equal each time. Zeros are what
+    a detector finds nothing in, so a table of detections is not mistaken for rows; noise is what shows in a
+    sum or a sorting over the rows.
 
     A network that takes only one number of rows never runs alone; the batch's own part stands for that.
     """
@@ -218,8 +228,8 @@ class Trial:
             self.alone = self._run(self._member())
         except Exception as error:  # whatever a network says to a number of rows that it does not take
             reason = error
-        self.total, self.behind, self.before = self._among()
-        if self.alone is None and self.behind is None:
+        self.total, self.among = self._among()
+        if self.alone is None and not self.among:
             assert reason is not None
             raise reason
 
@@ -237,26 +247,25 @@ class Trial:
 
     def told(self, i: int) -> str:
         """What output i was, for a message."""
-        if self.alone is None:
-            return f"was {_written(self.batch[i])} for {self.rows} rows"
-        shapes = [(self.own, self.alone), (self.rows, self.batch), (self.total, self.behind)]
         told = dict.fromkeys(
             f"{_written(outputs[i]) if i < len(outputs) else 'absent'} for {count} row{'s' * (count > 1)}"
-            for count, outputs in shapes
-            if outputs is not None
+            for outputs, count, _ in sorted(self._runs(), key=lambda run: run[1])
         )
         if any(self._follows(i, axis) for axis in range(len(shape_of(self.batch[i])))):
             return f"was {next(iter(told))}, and a row had other values among others than alone"
         return "was " + ", ".join(told)
 
+    def _runs(self) -> list[tuple[Values, int, int]]:
+        """Outputs, how many rows they are of, and at which of them the request begins."""
+        runs = [(self.batch, self.rows, self.start)]
+        if self.alone is not None:
+            runs.append((self.alone, self.own, 0))
+        return runs + [(outputs, self.total, start) for outputs, start in self.among]
+
     def _follows(self, i: int, axis: int) -> bool:
         """Whether this axis has as many places as there are rows, each time, and the others stay."""
-        runs = [(self.batch, self.rows), (self.alone, self.own)]
-        runs += [(self.behind, self.total), (self.before, self.total)]
         rests = set()
-        for outputs, rows in runs:
-            if outputs is None:
-                continue
+        for outputs, rows, _ in self._runs():
             shape = shape_of(outputs[i]) if i < len(outputs) else ()
             if axis >= len(shape) or shape[axis] != rows:
                 return False
@@ -264,51 +273,52 @@ class Trial:
         return len(rests) == 1
 
     def _same(self, i: int, axis: int, tolerance: float) -> bool:
-        own = self.own
-        parts = [cut(self.batch[i], axis, self.start, self.start + own)]
-        if self.alone is not None:
-            parts.append(self.alone[i])
-        if self.behind is not None:
-            parts.append(cut(self.behind[i], axis, self.total - own, self.total))
-        if self.before is not None:
-            parts.append(cut(self.before[i], axis, 0, own))
+        parts = [cut(outputs[i], axis, start, start + self.own) for outputs, _, start in self._runs()]
         return all(alike(parts[0], part, tolerance) for part in parts[1:])
 
     def _is_random(self, i: int, tolerance: float) -> bool:
         """Whether the same input gives something else each time: then values say nothing."""
         first = self.alone if self.alone is not None else self.batch
         if self._again is None:
-            self._again = self._run(self._member() if self.alone is not None else self._inputs)
+            self._again = self._run(
+                self._member() if self.alone is not None else [*map(copied, self._inputs)]
+            )
         return not alike(first[i], self._again[i], tolerance)
 
-    def _among(self) -> tuple[int, Values | None, Values | None]:
-        """How many rows, and the outputs with the request behind and in front of the others."""
+    def _among(self) -> tuple[int, list[tuple[Values, int]]]:
+        """How many rows, and outputs with the request behind and in front of others, with where it begins."""
         totals = [self.rows] if self.alone is None else [2 * self.own, self.rows]
-        for zeros in (True, False):
+        for first, second in (("zeros", "noise"), ("zeros", "rows"), ("rows", "rows")):
             for total in dict.fromkeys(totals):
                 others = total - self.own
                 try:
-                    behind = self._run(self._joined(self._rest(others, zeros), self._member()))
-                    before = self._run(self._joined(self._member(), self._rest(others, False)))
-                    return total, behind, before
-                except Exception:  # it may not take zeros, or not so many rows
+                    made = [
+                        (self._run(self._joined(self._rest(others, kind), self._member())), others)
+                        for kind in dict.fromkeys((first, second))
+                    ]
+                    return total, [
+                        *made,
+                        (self._run(self._joined(self._member(), self._rest(others, second))), 0),
+                    ]
+                except Exception:  # it may not take such values, or not so many rows
                     continue
-        return self.rows, None, None
+        return self.rows, []
 
     def _member(self) -> Values:
         return [copied(cut(x, 0, self.start, self.start + self.own)) for x in self._inputs]
 
-    def _rest(self, count: int, zeros: bool) -> Values:
-        """``count`` rows of each input that are not the request's."""
+    def _rest(self, count: int, kind: str) -> Values:
+        """``count`` rows of each input that are not the request's: zeros, noise, or rows of the batch."""
         others = [i for i in range(self.rows) if not self.start <= i < self.start + self.own]
         chosen = [others[i % len(others)] for i in range(count)]
         rest: Values = []
         for x in self._inputs:
             if not _has_rows(x):
                 rest.append(x)
-            elif zeros and isinstance(x, torch.Tensor) and (x.is_floating_point() or x.dtype == torch.uint8):
+            elif kind != "rows" and is_measured(x):
                 with OneThread():
-                    rest.append(torch.zeros((count, *x.shape[1:]), dtype=x.dtype, device=x.device))
+                    like = x.new_zeros((count, *x.shape[1:]))
+                    rest.append(noise(like, x) if kind == "noise" else like)
             else:
                 rest.append(self._join(tuple(x[j : j + 1] for j in chosen)))
         return rest
@@ -319,6 +329,33 @@ class Trial:
 
     def _run(self, inputs: Values) -> Values:
         return [copied(output) for output in self._infer(inputs)]
+
+
+def is_measured(value: Any) -> bool:
+    """Whether an input holds measured values, reals or bytes, and no indices, flags or text."""
+    return isinstance(value, torch.Tensor) and (value.is_floating_point() or value.dtype == torch.uint8)
+
+
+def noise(like: torch.Tensor, scale: torch.Tensor | None = None) -> torch.Tensor:
+    """Noise as ``like`` in shape, dtype and device, from 0 to the largest of ``scale`` (1); nobody's random
+    numbers are used up."""
+    made = np.random.default_rng(like.numel()).random(tuple(like.shape), np.float32)
+    if like.dtype == torch.uint8:
+        made *= 255
+    elif scale is not None:
+        most = np.abs(numbers(scale)).max(initial=0)
+        made *= most if 0 < most < 1e4 else 1
+    with OneThread():
+        return torch.from_numpy(made).to(like.device, like.dtype)
+
+
+def says_nothing(inputs: Values) -> bool:
+    """Whether all values are 0, as in a request that was made up to warm a network up."""
+    return not any(
+        numbers(value).any() if isinstance(value, torch.Tensor) else value.size
+        for value in inputs
+        if _has_rows(value)
+    )
 
 
 def cut(value: Any, axis: int, start: int, end: int) -> Any:

@@ -23,7 +23,7 @@ from . import tensorrt_api as api
 from .base import ForcedRange, RawBytes, force, gpu_for, zeros
 from .graphs import Graphs, batch_sizes
 from .post import Postprocessor, deliver, each_axis, on_gpu, prepared_by, through
-from .rows import ROUGH, SEEN, Rows
+from .rows import ROUGH, SEEN, Rows, is_measured, noise
 from .tensorrt_plan import Recipe, both_or_none, check_files, plan_of
 
 Texts = list[str]
@@ -237,9 +237,9 @@ class TensorrtTensor(Backend):
         """Made-up inputs of ``count`` rows: reals, zeros where it takes others."""
         made = []
         for name in self.inputs:
-            dtype, shape = self.dtypes[name], (count, *self.limits[name][1][1:])
-            make = torch.rand if dtype.is_floating_point else torch.zeros
-            made.append(make(shape, device=self.device).to(dtype))
+            shape = (count, *self.limits[name][1][1:])
+            like = torch.zeros(shape, dtype=self.dtypes[name], device=self.device)
+            made.append(noise(like) if is_measured(like) else like)
         return made
 
     def findings(self) -> list[str]:
