@@ -98,15 +98,11 @@ class ReentryError(TorchpipeError, RuntimeError):
 
 
 class EscapedError(TorchpipeError, RuntimeError):
-    """A backend, filter or map let out an exception that steers Python itself, such as a CancelledError.
+    """What a backend waited for was cancelled, or an iterator ended in it: a CancelledError or StopIteration.
 
-    What it waited for was cancelled, or an iterator of its own ended (StopIteration). Passed on as it is, its
-    caller would take it for its own: a cancelled task, or the end of a loop, is no error to anybody. The
-    exception itself is the ``__cause__``.
+    What to do: catch that where it is raised; the ``__cause__`` shows where. It is no longer what it was, since
+    its caller would take it for its own cancellation, or the end of its own loop.
     """
-
-
-STEERING = (asyncio.CancelledError, concurrent.futures.CancelledError, StopIteration, StopAsyncIteration)
 
 
 class WorkerError(TorchpipeError, RuntimeError):
@@ -143,6 +139,10 @@ class NoResultError(TorchpipeError, RuntimeError):
 
     What to do: look at the input; the request's own keys say more if you call ``model.pipe``.
     """
+
+
+STEERING = (asyncio.CancelledError, concurrent.futures.CancelledError, StopIteration, StopAsyncIteration)
+"""What callers would take for their own: a cancelled task, or the end of a loop, is no error to anybody."""
 
 
 def as_error(error: BaseException) -> BaseException:
