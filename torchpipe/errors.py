@@ -100,8 +100,8 @@ class ReentryError(TorchpipeError, RuntimeError):
 class EscapedError(TorchpipeError, RuntimeError):
     """What a backend waited for was cancelled, or an iterator ended in it: a CancelledError or StopIteration.
 
-    What to do: catch that where it is raised; the ``__cause__`` shows where. It is no longer what it was, since
-    its caller would take it for its own cancellation, or the end of its own loop.
+    What to do: catch that where it is raised; the ``__cause__`` shows where. It is no longer what it was,
+    since its caller would take it for its own cancellation, or the end of its own loop.
     """
 
 
