@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import lark
@@ -111,6 +112,11 @@ def parse_groups(text: str) -> list[tuple[Component, ...]]:
         raise ConfigError(f"a backend expression is text, not {type(text).__name__}")
     if len(text) > MAX_LENGTH:
         raise ConfigError(f"the expression has {len(text)} characters; at most {MAX_LENGTH} are allowed")
+    return _parsed(text).copy()
+
+
+@functools.lru_cache(256)  # many nodes are written alike
+def _parsed(text: str) -> list[tuple[Component, ...]]:
     _check_depth(text)
     try:
         return _PARSER.parse(text)  # type: ignore[return-value]

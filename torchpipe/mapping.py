@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import lark
@@ -65,15 +66,14 @@ def parse_map(text: str) -> tuple[Source, ...]:
 
 
 def _check(sources: list[Source]) -> None:
-    names = [source.node for source in sources]
-    for name in names:
-        if names.count(name) > 1:
+    for name, count in Counter(source.node for source in sources).items():
+        if count > 1:
             raise ConfigError(
                 f"the source {name or '[...]'!r} is given twice; put its keys into one pair of brackets"
             )
-    keys = [ours for source in sources for _, ours in source.pairs]
-    for key in keys:
-        if keys.count(key) > 1:
+    keys = Counter(ours for source in sources for _, ours in source.pairs)
+    for key, count in keys.items():
+        if count > 1:
             raise ConfigError(
                 f"{key!r} is filled twice; to take it from whichever predecessor ran, name no source"
             )

@@ -139,12 +139,13 @@ class Route:
     def subgraph(self, node: Node) -> list[Node]:
         """What ``SubGraphSkip`` at ``node`` skips beyond it: whatever can only be reached through it."""
         if node not in self._subgraphs:
-            inside = {node}
-            changed = True
-            while changed:
-                more = {n for n in self.nodes if n not in inside and n.before and inside.issuperset(n.before)}
-                inside |= more
-                changed = bool(more)
+            inside, todo, missing = {node}, [node], dict[Node, int]()
+            while todo:
+                for n in todo.pop().next:
+                    missing[n] = missing.get(n, len(n.before)) - 1
+                    if not missing[n]:
+                        inside.add(n)
+                        todo.append(n)
             self._subgraphs[node] = [n for n in self.nodes if n in inside and n is not node]
         return self._subgraphs[node]
 
