@@ -106,9 +106,10 @@ class EscapedError(TorchpipeError, RuntimeError):
 
 
 class WorkerError(TorchpipeError, RuntimeError):
-    """A worker process gave a result, or raised an exception, that does not pickle.
+    """A worker process gave a result or an exception that does not pickle, or is not ready in time.
 
-    What to do: return arrays, tensors and plain Python values from a backend inside ``Process[...]``.
+    What to do: return arrays, tensors and plain Python values from a backend inside ``Process[...]``,
+    and look why building it again takes longer than at first.
     """
 
 

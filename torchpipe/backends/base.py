@@ -101,6 +101,12 @@ class Backend:
     def close(self) -> None:
         """Release what the backend holds; called once, when its pipe is closed."""
 
+    def abandon(self) -> None:
+        """End what ``forward`` waits for, where that can be ended: it runs too long and is given up.
+
+        Called by another thread while ``forward`` runs; ``close`` follows if that ever comes back.
+        """
+
     def tree(self) -> Iterator[Backend]:
         """This backend and all inside it, the last of several children first."""
         yield self

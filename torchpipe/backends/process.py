@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 from pydantic import Field
 
-from ..channel import dumps
+from ..channel import Late, dumps
 from ..component import Unbuilt
-from ..errors import ConfigError, WorkerDiedError, shown
+from ..errors import ConfigError, WorkerDiedError, WorkerError, shown
 from ..registry import built_in, export
 from ..request import Request
 from ..worker import Death, Worker
@@ -23,45 +24,59 @@ from .base import Backend, warming
 REMEMBERED = 16
 """At least so many requests that were inside a dying worker are remembered, to see which one comes again."""
 
+SHORT_START = 1.0
+"""Seconds that are allowed for the start of a worker in any case."""
+
 TRIES = 3
 """How many workers may be found dead before a request gives up; none of them has seen it."""
+
+Milliseconds = Annotated[float, Field(ge=0, le=86_400_000)]
 
 
 @built_in("SubProcess")
 class Process(Backend):
     """Runs its child in worker processes, one for each instance: for code that holds the interpreter lock.
 
-    A batch goes over as one message and what the child changed in the requests comes back; a value changed in
-    place does not. Arrays and CPU tensors above 32 KiB go through shared memory. What the child needs of your
-    own code is sent along (``pip install '.[process]'``): functions and classes of ``__main__`` by
-    value, those of modules by name. Linux only.
+    A batch goes over as one message and the keys that the child wrote come back. A value that it changed in
+    place comes back where it writes it to another key, as ``result``, and else not. Arrays and CPU tensors
+    above 32 KiB go through shared memory. What the child needs of your own code is sent along (``pip install
+    '.[process]'``): functions and classes of ``__main__`` by value, those of modules by name. Linux only.
 
     A worker that dies is replaced. The requests of its batch are run again one by one; one that is inside a
-    dying worker a second time is refused.
+    dying worker a second time is refused. What a worker has started ends with it, unless that has left its
+    process group.
 
     Reads and writes what its child does.
 
     Args:
         inner: any backend expression.
-        timeout: milliseconds that a batch may take; then its worker is killed and replaced. 0: any time. It
-            does not count while the node warms up, which a new worker does again before it takes a batch.
+        timeout: milliseconds that a batch may take; then its worker is killed and replaced. 0: any time. A
+            batch that has to wait for the new worker waits at most so long, and twice what the first one
+            took. It does not count while the node warms up, which a new worker does again before it takes a
+            batch.
+        start_timeout: milliseconds that a worker may take to start, to build the child and to warm up again;
+            then it is killed. 0: any time.
 
     Raises:
         ConfigError: the child cannot be built in a worker, or not be sent there.
         RequestError: a value of the request does not pickle.
         WorkerDiedError: the worker ended while it ran this request.
-        WorkerError: a result or an exception does not pickle.
+        WorkerError: a result or an exception does not pickle, or the new worker is not ready in time.
 
     Example:
         >>> run("Process[Identity]", {"data": 1})["result"]
         1
     """
 
-    def __init__(self, inner: Unbuilt, timeout: Annotated[float, Field(ge=0, le=86_400_000)] = 0) -> None:
+    def __init__(
+        self, inner: Unbuilt, timeout: Milliseconds = 0, start_timeout: Milliseconds = 600_000
+    ) -> None:
         if not hasattr(os, "memfd_create"):
             raise ConfigError("Process needs Linux: its shared memory is a memfd")
         self.name = f"Process[{inner.blueprint.component}]"
         self.timeout = timeout / 1000 or None
+        self.start_timeout = start_timeout / 1000 or None
+        self._first_took = 0.0  # seconds until the first worker was ready and warm; 0 until it is
         self._order = _order(inner)
         self._lock = threading.Lock()  # for threads without a scheduler; ended by the worker's answer
         self._suspects: dict[int, _Suspect] = {}
@@ -70,6 +85,7 @@ class Process(Backend):
         self._worker = Worker(self._order)
         try:
             self.min, self.max = self._range(self._worker)
+            self._first_took = time.monotonic() - self._worker.started
         except ConfigError as error:  # the node will be named once more
             self._worker.close()
             told = str(error).removeprefix(f"node {inner.blueprint.scope.node!r}, ")
@@ -79,6 +95,7 @@ class Process(Backend):
             raise
 
     def forward(self, batch: list[Request]) -> None:
+        start = time.monotonic()
         with self._lock:
             if warming.on:
                 self._warmup.setdefault(len(batch), [request.copy() for request in batch])
@@ -88,6 +105,8 @@ class Process(Backend):
                     self._run([request])
             else:
                 self._run(batch)
+        if warming.on:
+            self._first_took += time.monotonic() - start
 
     def sample(self) -> Request:
         sample = self._worker.sample
@@ -103,6 +122,12 @@ class Process(Backend):
             self._worker.close()
         finally:
             self._lock.release()
+
+    def abandon(self) -> None:
+        self._closed = True
+        worker = self._worker
+        worker.kill()  # which ends the wait of the thread that runs it
+        worker.reap()
 
     def _run(self, batch: list[Request]) -> None:
         for request in batch if self._suspects else ():
@@ -151,6 +176,8 @@ class Process(Backend):
         def replace() -> None:
             self._worker.close()
             self._worker = Worker(self._order, list(self._warmup.values()))
+            if self._closed:  # meanwhile, by a thread that knew the one before
+                self._worker.kill()
 
         if threading.current_thread() is not threading.main_thread():
             replace()
@@ -160,8 +187,26 @@ class Process(Backend):
 
     def _range(self, worker: Worker) -> tuple[int, int]:
         """How many requests its backend takes, once that is built."""
+        wait = left = None
+        if self.start_timeout is not None:
+            wait = left = max(worker.started + self.start_timeout - time.monotonic(), 0.0)
+        if self.timeout is not None and self._first_took:
+            patience = self.timeout + max(2 * self._first_took, SHORT_START)
+            wait = patience if left is None else min(patience, left)
         try:
-            return worker.ready()
+            return worker.ready(wait)
+        except Late:
+            if wait == left:
+                worker.give_up()
+                raise WorkerDiedError(
+                    f"{self.name}: worker process {worker.pid} was killed, since its backend was not built "
+                    f"after {self.start_timeout:g} s; if it needs longer, set Process::start_timeout"
+                ) from None
+            raise WorkerError(
+                f"{self.name}: a worker ended, and the new one, process {worker.pid}, is still building its "
+                f"backend after {time.monotonic() - worker.started:.1f} s (the first took "
+                f"{self._first_took:.1f} s)"
+            ) from None
         except Death as death:
             raise WorkerDiedError(f"{self.name}: {death}, while it built its backend") from None
 

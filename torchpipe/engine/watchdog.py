@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import threading
 import traceback
@@ -84,9 +85,12 @@ class Watchdog:
             return
         report = {"node": stage.name, "seconds": seconds, "stack": stack, "replaced": False}
         try:
-            owned.replace(instance, stage)  # if not, the node is being reloaded, and others take over
+            with contextlib.ExitStack() as steps:  # all of them, whatever one raises
+                steps.callback(owned.replace, instance, stage)
+                for part in instance.backend.tree():  # before, since both may not fit beside each other
+                    steps.callback(part.abandon)
             report["replaced"] = True
-        except Exception as reason:
+        except BaseException as reason:  # SystemExit, too: nobody else would be watched any more
             note(reason, f"while replacing {instance.where}")
             report["error"] = reason
             if not stage.instances:
