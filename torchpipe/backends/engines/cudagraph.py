@@ -23,7 +23,7 @@ from ..cuda import upload
 from ..opencv import describe
 from .base import Engine, Normalise, RawBytes, existing_file, gpu_for, zeros
 from .graphs import COARSE, FINE, Graphs, batch_sizes
-from .module import in_precision, load_export, private_copy
+from .module import in_precision, load_export, load_script, private_copy
 from .post import Postprocessor, deliver, prepared_by, through
 from .rows import ROUGH, SEEN, Rows, noise
 
@@ -74,10 +74,12 @@ class CudaGraphTensor(Engine):
             ``0`` or ``0,1`` says it, for all or for each output; ``single`` runs requests one by one.
         cast: ``checked`` refuses numbers that the network's type cannot hold; what lies on a GPU already is
             only looked at on its way to integers. ``any`` changes them.
+        trusted: whether the file may hold what could run code or touch files, which is refused otherwise.
         known: what the instances found out about the rows.
 
     Raises:
-        ConfigError: there is no GPU, the file is missing or corrupt, or the network does not take the shape.
+        ConfigError: there is no GPU, the file is missing, corrupt or needs to be trusted, or the network
+            does not take the shape.
         RequestError: ``data`` is of another shape.
 
     Example:
@@ -105,8 +107,10 @@ class CudaGraphTensor(Engine):
         rows: str = "auto",
         cast: Cast = "checked",
         known: Annotated[Rows, "shared"] = (),  # type: ignore[assignment]
+        trusted: bool = False,
     ) -> None:
         super().__init__(max, [], [], rows, cast, known, SEEN if precision == "fp32" else ROUGH)
+        self.trusted = trusted
         advice = "ModuleTensor and TorchScriptTensor run on the CPU, too"
         self.device = gpu_for(
             lambda: isinstance(model, str) and existing_file(model, SUFFIXES), device, advice
@@ -169,7 +173,7 @@ class CudaGraphTensor(Engine):
 
     def _shared(self, model: str | torch.nn.Module, channels_last: bool, optimise: str) -> Callable:
         """The network, loaded and fused once for all instances that are alive; none writes to its weights."""
-        key: tuple = (self.device, self.dtype, channels_last, optimise)
+        key: tuple = (self.device, self.dtype, channels_last, optimise, self.trusted)
         if isinstance(model, torch.nn.Module):
             known = _networks.setdefault(model, weakref.WeakValueDictionary())
             tensors = [*model.parameters(), *model.buffers()]
@@ -188,15 +192,10 @@ class CudaGraphTensor(Engine):
         elif model.endswith(".pt2"):
             if self.dtype != torch.float32:
                 raise ConfigError(f"model = {model!r} runs as it was exported; use precision fp32 or tf32")
-            plain = load_export(model).to(self.device)
+            plain = load_export(model, self.trusted).to(self.device)
         else:
-            path = existing_file(model, SUFFIXES)
-            try:
-                plain = torch.jit.load(str(path), map_location=self.device).eval()
-            except RuntimeError as error:
-                reason = str(error).splitlines()[0]
-                raise ConfigError(f"model = {model!r} is no TorchScript file: {reason}") from error
-            plain = in_precision(plain, self.device, self.dtype)
+            script = load_script(model, self.device, self.trusted)
+            plain = in_precision(script.eval(), self.device, self.dtype)
         if channels_last:
             plain = plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         if optimise == "compile":

@@ -19,6 +19,7 @@ from ..opencv import describe
 from ..tensor import torch_device
 from .base import DTYPES, Engine, Precision, Threads, limit_torch_threads, model_source
 from .rows import ROUGH, SEEN, Rows
+from .trust import check_export, check_script
 
 
 class TorchEngine(Engine):
@@ -100,10 +101,11 @@ class ModuleTensor(TorchEngine):
         rows: ``auto`` finds the axis of each output that its rows lie on, see the guide; ``0`` or ``0,1``
             says it, for all or for each output; ``single`` runs requests one by one.
         cast: ``checked`` refuses numbers that the network's type cannot hold, ``any`` changes them.
+        trusted: whether the file may hold what could run code or touch files, which is refused otherwise.
         known: what the instances found out about the rows.
 
     Raises:
-        ConfigError: the file is missing or corrupt, or the device is not there.
+        ConfigError: the file is missing, corrupt or needs to be trusted, or the device is not there.
         RequestError: inputs that do not fit, by number, rows or the values that they hold.
 
     Example:
@@ -124,6 +126,7 @@ class ModuleTensor(TorchEngine):
         rows: str = "auto",
         cast: Cast = "checked",
         known: Annotated[Rows, "shared"] = (),  # type: ignore[assignment]
+        trusted: bool = False,
     ) -> None:
         super().__init__(max, precision, mean, std, device, threads, rows, cast, known)
         if isinstance(model, torch.nn.Module):
@@ -131,7 +134,7 @@ class ModuleTensor(TorchEngine):
         else:
             if precision != "fp32":
                 raise ConfigError(f"precision = {precision!r}: a .pt2 file runs as it was exported; use fp32")
-            self.network = load_export(model).to(self.device)
+            self.network = load_export(model, trusted).to(self.device)
 
 
 @built_in()
@@ -153,10 +156,12 @@ class TorchScriptTensor(TorchEngine):
         rows: ``auto`` finds the axis of each output that its rows lie on, see the guide; ``0`` or ``0,1``
             says it, for all or for each output; ``single`` runs requests one by one.
         cast: ``checked`` refuses numbers that the network's type cannot hold, ``any`` changes them.
+        trusted: whether the file may hold what could run code or touch files, which is refused otherwise.
         known: what the instances found out about the rows.
 
     Raises:
-        ConfigError: the file is missing or is no TorchScript, or the device is not there.
+        ConfigError: the file is missing, is no TorchScript or needs to be trusted, or the device is not
+            there.
         RequestError: inputs that do not fit, by number, rows or the values that they hold.
 
     Example:
@@ -179,14 +184,10 @@ class TorchScriptTensor(TorchEngine):
         rows: str = "auto",
         cast: Cast = "checked",
         known: Annotated[Rows, "shared"] = (),  # type: ignore[assignment]
+        trusted: bool = False,
     ) -> None:
         super().__init__(max, precision, mean, std, device, threads, rows, cast, known)
-        source = torch_source(model, (".pt", ".pth", ".ts", ".jit"))
-        try:
-            network = torch.jit.load(source, map_location=self.device)
-        except RuntimeError as error:
-            reason = str(error).splitlines()[0]
-            raise ConfigError(f"model = {model!r} is no TorchScript file: {reason}") from error
+        network = load_script(model, self.device, trusted)
         self.network = in_precision(network.eval(), self.device, self.dtype)
 
 
@@ -216,14 +217,35 @@ def torch_source(path: str, suffixes: tuple[str, ...]) -> str | io.BytesIO:
 _loading = threading.Lock()  # torch.export.load keeps its state in globals; ended by its return
 
 
-def load_export(path: str) -> torch.nn.Module:
-    """The module inside a .pt2 file."""
+def load_script(path: str, device: torch.device, trusted: bool) -> torch.jit.ScriptModule:
+    """The module inside a TorchScript file; one that could do more than compute only if it is ``trusted``."""
+    source = torch_source(path, (".pt", ".pth", ".ts", ".jit"))
+    if not trusted:
+        check_script(source, path)
+    try:
+        return torch.jit.load(_rewound(source), map_location=device)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"model = {path!r} is no TorchScript file: {reason}") from error
+
+
+def load_export(path: str, trusted: bool) -> torch.nn.Module:
+    """The module inside a .pt2 file; one that could do more than compute only if it is ``trusted``."""
     source = torch_source(path, (".pt2",))
+    if not trusted:
+        check_export(source, path)
+    _rewound(source)
     try:
         with _loading:
             return torch.export.load(source).module()
     except Exception as error:  # whatever the archive's reader stumbles over
         raise ConfigError(f"model = {path!r} is no exported program: {error}") from error
+
+
+def _rewound(source: str | io.BytesIO) -> str | io.BytesIO:
+    if isinstance(source, io.BytesIO):
+        source.seek(0)
+    return source
 
 
 def fixed_module(module: torch.nn.Module) -> Callable:
