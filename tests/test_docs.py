@@ -25,7 +25,7 @@ PAGES = [
 ]
 WRITTEN = [
     *("README.md", "CONTRIBUTING.md", "benchmarks/README.md"),
-    *(f"docs/{name}.md" for name in ("guide", "graphs", "robustness", "gpu")),
+    *(f"docs/{name}.md" for name in ("guide", "graphs", "robustness", "gpu", "security")),
     *(f"docs/{name}.md" for name in ("benchmarks", "fastapi", "moving", "moving-from-servers")),
 ]
 MODULES = ["torchpipe.pipe", "torchpipe.model", "torchpipe.reference", "torchpipe.registry"]
