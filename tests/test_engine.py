@@ -293,7 +293,7 @@ class TestManyThreads:
                         feeding.append(Call(feed))
 
             feeding = []
-            stage.pending = FreesOneWhenTheCallerComes(stage.pending)
+            stage.pending = stage.queue.pending = FreesOneWhenTheCallerComes(stage.pending)
             start = time.monotonic()
             Call(model, {"data": "it"}).answer()
             took = time.monotonic() - start

@@ -9,7 +9,7 @@ from threads import Call, Gate, all_at_once, copy_data, until
 
 import torchpipe
 from torchpipe.engine import instance as instances
-from torchpipe.engine import nodes, portion, stage
+from torchpipe.engine import nodes, portion
 
 
 class Clockwork:
@@ -183,9 +183,9 @@ def test_nor_does_a_callback_that_takes_long_keep_them_there(on_clockwork):
 def test_the_main_thread_leaves_the_second_look_to_others_since_an_interrupt_may_strike_it(
     on_clockwork, monkeypatch
 ):
-    look, who = stage.LookAgain.soon, []
+    look, who = portion.SecondLook.soon, []
     monkeypatch.setattr(
-        stage.LookAgain, "soon", lambda self: who.append(threading.current_thread()) or look(self)
+        portion.SecondLook, "soon", lambda self: who.append(threading.current_thread()) or look(self)
     )
     with beside_a_batch(on_clockwork, 8, []) as (pipe, _, _):
         request = {"data": 1}

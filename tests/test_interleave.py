@@ -21,18 +21,26 @@ from torchpipe import PipeClosedError
 from torchpipe.engine import (
     batching,
     bound,
+    company,
+    dispatcher,
     entrance,
+    free,
+    handover,
     instance,
     journey,
+    parts,
     pool,
+    portion,
     selection,
     sending,
     stage,
     ticket,
+    waiting,
 )
 from torchpipe.engine import outcome as outcome_module
 
-WATCHED = [stage, bound, pool, journey, sending, selection, ticket, outcome_module]
+WATCHED = [stage, dispatcher, waiting, company, free, portion, handover, bound, pool, journey, parts]
+WATCHED += [sending, selection, ticket, outcome_module]
 GIVEN = [sys.modules[name] for name in ("torchpipe.pipe", "torchpipe.event")]
 GIVEN += [entrance, instance, batching, concurrent.futures._base, sys.modules[__name__]]
 
@@ -213,14 +221,14 @@ def plant(monkeypatch, owner, name, right, wrong):
         (stage.Stage, "_run_queued", "elif self.free:", "elif False:", callers(2)),
         # the instance of a batch that turned out to be empty is lost
         (
-            stage.Stage,
+            dispatcher.Dispatcher,
             "dispatch",
             "self.free.append(instance)",
             "pass",
             callers(3, max=2, instance_num=2, submit=True),
         ),
         # the last one leaves the queue to nobody
-        (stage.Stage, "_drive", "self.dispatch()", "pass", callers(3, seconds=0.001)),
+        (dispatcher.Dispatcher, "_drive", "self.dispatch()", "pass", callers(3, seconds=0.001)),
         # the right to start a pool's thread is taken without the lock
         (pool.Pool, "grow", "with self._lock:", "if True:", None),
     ],

@@ -18,11 +18,12 @@ from .backends.base import UNLIMITED
 from .config import changed, load
 from .engine.calls import Calls
 from .engine.entrance import Entrance, deadline_of
-from .engine.journey import walk
+from .engine.handover import flush
+from .engine.journey import travel, walk
 from .engine.node import Route
 from .engine.nodes import Nodes
 from .engine.outcome import Outcome
-from .engine.sending import enqueue, travel
+from .engine.sending import enqueue
 from .engine.stage import Stage
 from .engine.unscheduled import Unscheduled
 from .engine.warmup import warm_up
@@ -265,9 +266,7 @@ class Pipe:
         if self._original is not None or self._entrance.closed == FORKED:
             return
         self._entrance.closed = CLOSED
-        if self._nodes.pool.loop.runs_here() or any(
-            stage.runs_here() for stage in self._nodes.stages.values()
-        ):
+        if self._nodes.run_here():
             raise ReentryError(
                 "close() from inside a backend of this pipe; it is shut now, close it elsewhere"
             )
@@ -453,7 +452,7 @@ class Pipe:
         """End what has not started."""
         for stage in self._nodes.stages.values():
             if isinstance(stage, Stage):
-                stage.flush(PipeClosedError(f"{CLOSED} without waiting for what had not started"))
+                flush(stage, PipeClosedError(f"{CLOSED} without waiting for what had not started"))
 
 
 def _kept(config: Any) -> Any:

@@ -8,7 +8,7 @@ from typing import Any
 
 from .engine.entrance import Entrance
 from .engine.instance import KEPT
-from .engine.node import Tally
+from .engine.node import JumpCounts
 from .engine.nodes import Nodes
 from .engine.stage import Stage
 
@@ -31,12 +31,12 @@ def pipe_stats(nodes: Nodes, entrance: Entrance) -> dict[str, dict[str, Any]]:
     errors: dict[int, int] = {}  # by what has counted them, which nodes may share
     for name, node in nodes.by_name.items():
         if node.jump is not None:
-            figures[name] = jump_stats(node.tally)
+            figures[name] = jump_stats(node.counts)
         elif isinstance(node.stage, Stage):
             figures[name] = stage_stats(node.stage)
         else:
             continue
-        errors[id(node.tally if node.jump is not None else node.stage)] = figures[name]["errors"]
+        errors[id(node.counts if node.jump is not None else node.stage)] = figures[name]["errors"]
         figures[name] |= {"expired": lost.count("expired", name), "cancelled": lost.count("cancelled", name)}
     figures[PIPE] = {
         "queued": entrance.admission.waiting() if entrance.admission is not None else 0,
@@ -47,24 +47,24 @@ def pipe_stats(nodes: Nodes, entrance: Entrance) -> dict[str, dict[str, Any]]:
     return figures
 
 
-def jump_stats(tally: Tally) -> dict[str, Any]:
+def jump_stats(counts: JumpCounts) -> dict[str, Any]:
     """The figures of a Jump, in the same shape, and how many ``parts`` it has sent.
 
     A request goes alone and waits for nobody; ``running`` are those whose parts are away, and ``run_ms`` is
     how long they were.
     """
     return {
-        "requests": tally.requests,
-        "errors": tally.errors,
-        "no_result": tally.no_result,
+        "requests": counts.requests,
+        "errors": counts.errors,
+        "no_result": counts.no_result,
         "refused": 0,
         "queued": 0,
-        "running": tally.away,
-        "batch_sizes": {1: tally.requests} if tally.requests else {},
-        "closed": {"alone": tally.requests} if tally.requests else {},
-        "run_ms": percentiles(tally.newest()),
+        "running": counts.away,
+        "batch_sizes": {1: counts.requests} if counts.requests else {},
+        "closed": {"alone": counts.requests} if counts.requests else {},
+        "run_ms": percentiles(counts.newest()),
         "wait_ms": percentiles(()),
-        "parts": tally.parts,
+        "parts": counts.parts,
     }
 
 
@@ -98,7 +98,7 @@ def stage_stats(stage: Stage) -> dict[str, Any]:
         "requests": sum(size * count for size, count in sizes.items()),
         "errors": sum(instance.errors for instance in stage.instances),
         "no_result": sum(instance.no_result for instance in stage.instances),
-        "refused": stage.refused.value,
+        "refused": stage.queue.refused.value,
         "queued": len(stage.pending),
         "running": sum(bool(instance.owner) for instance in stage.instances),
         "batch_sizes": dict(sorted(sizes.items())),

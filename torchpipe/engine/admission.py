@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import DeadlineError, OverloadedError
 from ..request import Request
-from .pool import Waiting
+from .pool import Substitute
 from .priority import rank
 
 WINDOW = 64
@@ -61,7 +61,7 @@ class Admission:
         if number is not None:
             left = -1 if deadline is None else max(deadline - monotonic(), 0)
             try:
-                with Waiting():
+                with Substitute():
                     if not room.acquire(timeout=left):  # ended by whoever leaves, or the deadline
                         raise DeadlineError("the request found no room in the pipe in time")
             except BaseException:

@@ -88,7 +88,7 @@ class Alarm:
             threads = self._threads.copy()
         for thread in threads:
             if thread is not threading.current_thread():
-                thread.join()
+                thread.join()  # ended by the notification, once the callbacks that it is at have returned
 
     def _grow(self) -> None:
         thread = threading.Thread(target=self._work, name=self._name, daemon=True)

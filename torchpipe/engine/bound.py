@@ -6,12 +6,9 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import TYPE_CHECKING
 
+from .dispatcher import Dispatcher, Inbox
 from .instance import Instance
-
-if TYPE_CHECKING:
-    from .stage import Stage
 
 
 class BoundThread:
@@ -19,7 +16,7 @@ class BoundThread:
 
     def __init__(self, name: str, build: Callable[[], Instance]) -> None:
         self._batches: queue.SimpleQueue = queue.SimpleQueue()
-        self.inbox = self._batches.put
+        self.inbox: Inbox = self._batches.put
         self._ready = threading.Event()
         self._error: BaseException | None = None
         self.instance: Instance | None = None
@@ -34,9 +31,9 @@ class BoundThread:
         assert self.instance is not None
         return self.instance
 
-    def attach(self, stage: Stage) -> None:
-        """Start serving batches of ``stage``."""
-        self._batches.put(stage)
+    def attach(self, dispatcher: Dispatcher) -> None:
+        """Start serving the batches that come from there."""
+        self._batches.put(dispatcher)
 
     def call(self, job: Callable[[], None]) -> None:
         """Run ``job`` on this thread, after what it has to do before, and wait; raises what that raises."""
@@ -61,7 +58,7 @@ class BoundThread:
         """End the thread and wait for it."""
         self.retire()
         if self._thread is not threading.current_thread():
-            self._thread.join()
+            self._thread.join()  # ended by retire, behind the batches that it still has
 
     def _work(self, build: Callable[[], Instance]) -> None:
         try:
@@ -71,13 +68,13 @@ class BoundThread:
             return
         finally:
             self._ready.set()
-        while callable(stage := self._batches.get()):
-            stage()
-        while stage is not None and (tickets := self._batches.get()) is not None:
+        while callable(dispatcher := self._batches.get()):  # ended by call, attach or retire
+            dispatcher()
+        while dispatcher is not None and (tickets := self._batches.get()) is not None:  # ended by the same
             if type(tickets) is not list:
                 tickets()
                 continue
-            stage.serve(self.instance, tickets)
-            stage.dispatch()
+            dispatcher.serve(self.instance, tickets)
+            dispatcher.dispatch()
             tickets.clear()  # nothing of a request may outlive it, also where this thread owns the list
             tickets = None

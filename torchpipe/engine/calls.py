@@ -8,7 +8,7 @@ import time
 from collections import deque
 
 from .outcome import Outcome
-from .pool import Waiting
+from .pool import Substitute
 
 
 class Calls:
@@ -28,7 +28,7 @@ class Calls:
 
     def wait(self, outcomes: list[Outcome] | None = None) -> None:
         """Wait for all, each at most until its deadline, and raise the first error."""
-        with Waiting():
+        with Substitute():
             for outcome in sorted(outcomes or (), key=lambda one: one.deadline or math.inf):
                 if outcome.deadline is None:
                     break

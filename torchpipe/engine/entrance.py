@@ -17,13 +17,12 @@ from ..graph import Graph
 from ..reason import settle
 from ..request import Request
 from .admission import Admission, size_of
-from .journey import Step
 from .lost import Lost
 from .node import Route
 from .nodes import Nodes
 from .outcome import Outcome
-from .sending import drop, enqueue, merged
-from .ticket import Ticket
+from .sending import drop, enqueue, tickets_of
+from .ticket import Step, Ticket
 
 
 class Entrance:
@@ -48,7 +47,7 @@ class Entrance:
                 limits.max_pending_bytes or math.inf,
                 limits.when_full == "refuse",
                 limits.priority_ageing / 1000,
-                lambda: any(stage.runs_here() for stage in nodes.stages.values()),
+                nodes.run_here,
             )
 
     def refuse_closed(self) -> None:
@@ -198,7 +197,7 @@ class Entrance:
                 if alarm:
                     self.alarm.set(outcome)
                 steps += outcome.start(request, route)
-            tickets = [Ticket(branch.request, branch) for branch in merged(steps)]
+            tickets = tickets_of(steps)
             send_on(tickets)
         except BaseException:  # an interrupt, too: what nobody has taken yet is counted out here
             for outcome in outcomes:
@@ -210,8 +209,7 @@ class Entrance:
                     self.count_out(size)
             for ticket in tickets or ():
                 if ticket.claim():
-                    assert ticket.branch is not None
-                    drop(ticket.branch)
+                    drop(ticket)
             raise
         return outcomes
 

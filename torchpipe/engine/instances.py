@@ -16,11 +16,13 @@ from ..request import Request
 from . import warmup
 from .alarm import Alarm
 from .bound import BoundThread
+from .handover import put_in
 from .instance import Instance
 from .pool import Pool
 from .selection import ByWeight, InOrder, Similar
-from .stage import Rules, Stage
+from .stage import Stage
 from .unscheduled import Unscheduled
+from .waiting import Rules
 
 
 class Instances:
@@ -54,8 +56,8 @@ class Instances:
                     raise ConfigError(
                         f"node {node.name!r}: a Jump needs no instances, so '&' makes no sense here"
                     )
-                for part in node.partition:
-                    self.stages.append(self._make_stage([instances[number] for number in part]))
+                for numbers in node.partition:
+                    self.stages.append(self._make_stage([instances[number] for number in numbers]))
         except BaseException:
             self.release()
             raise
@@ -108,7 +110,9 @@ class Instances:
         if isinstance(stage, Unscheduled) or isinstance(runner, Unscheduled):
             warmup.run_batches(runner, self._rounds, self.samples, InOrder(), step)
             return
-        job = functools.partial(warmup.run_batches, runner, self._rounds, self.samples, stage.selection, step)
+        job = functools.partial(
+            warmup.run_batches, runner, self._rounds, self.samples, stage.queue.selection, step
+        )
         thread = next((thread for thread in self._threads if thread.instance is runner), None)
         if thread is None:
             job()
@@ -136,13 +140,14 @@ class Instances:
         with self.changing:
             build = self._builders.pop(instance)
             self._backends.remove(instance.backend)
-            old = stage.threads.pop(instance, None)
-            if old is not None:
+            bound = stage.dispatcher.inboxes.pop(instance, None) is not None
+            if bound:
+                (old,) = [thread for thread in self._threads if thread.instance is instance]
                 self._threads.remove(old)
                 old.retire()
             if self.retiring:
                 return False
-            stage.put_in(self._build_again(build, stage, old is not None))
+            put_in(stage, self._build_again(build, stage, bound))
         return True
 
     def retire(self) -> None:
@@ -155,8 +160,8 @@ class Instances:
         if self.samples:
             self._warm_up(new, stage)
         if bound:
-            stage.threads[new] = self._threads[-1]
-            self._threads[-1].attach(stage)
+            stage.dispatcher.inboxes[new] = self._threads[-1].inbox
+            self._threads[-1].attach(stage.dispatcher)
         return new
 
     def _build_all(self) -> list[Instance]:
@@ -210,9 +215,10 @@ class Instances:
             options.stuck_after / 1000,
         )
         bound = {thread.instance: thread for thread in self._threads if thread.instance in instances}
-        stage = Stage(self._node.name, instances, rules, self._pool, bound, self._alarm)
+        inboxes = {instance: thread.inbox for instance, thread in bound.items()}
+        stage = Stage(self._node.name, instances, rules, self._pool, inboxes, self._alarm)
         for thread in bound.values():
-            thread.attach(stage)
+            thread.attach(stage.dispatcher)
         return stage
 
     def _selection(self, instances: list[Instance]) -> InOrder | None:

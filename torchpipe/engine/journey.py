@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import threading
-import time
 from collections.abc import Iterable
-from typing import Any, Protocol, Union
+from typing import Protocol
 
-from ..errors import note
 from ..filters import Status
-from ..reason import unanswered_by
-from ..request import STREAMS_KEY, Request
-from .branch import Branch
+from ..request import Request
 from .node import Node, Route
+from .parts import split
+from .sending import send, tickets_of
+from .ticket import Step, Ticket
 
 
 def walk(request: Request, line: list[Node]) -> None:
@@ -26,8 +26,29 @@ def walk(request: Request, line: list[Node]) -> None:
             return  # all other answers skip the rest of a line, or break off
 
 
-Step = Union[Branch, "Parts"]
-"""What a journey gives to go on with: a branch that can run, or parts that can be merged."""
+def travel(tickets: list[Ticket]) -> None:
+    """Take one ticket after the other along in the current thread, and queue what is beside them.
+
+    Those that wait at the same node with a batch limit are queued together, so that they run together.
+    """
+    while tickets:
+        stages = [ticket.node.stage for ticket in tickets]
+        own = next((t for t in tickets if t.node.stage.max == 1 or stages.count(t.node.stage) == 1), None)
+        send(ticket for ticket in tickets if ticket is not own)
+        if own is None:
+            return
+        error: BaseException | None = None
+        try:
+            own.node.stage.run(own.request, own.journey)
+        except BaseException as raised:
+            error = raised
+        tickets = tickets_of(own.ran(error))
+        error = own = None  # an error's traceback holds this frame: no cycle may keep the request alive
+
+
+def begin(route: Route, owner: Owner, request: Request, outer: Journey | None = None) -> list[Step]:
+    """The first steps of a journey of ``request``, within that of the request which it is a part of."""
+    return Journey(route, owner, outer).start(request)
 
 
 class Owner(Protocol):
@@ -36,8 +57,8 @@ class Owner(Protocol):
     def over(self) -> bool:
         """Whether it is of no use any more. Asked before each node."""
 
-    def arrived(self, request: Request, error: BaseException | None) -> Iterable[Step]:
-        """It has ended, with what the last node left; called once. Steps of other journeys to take now."""
+    def ended(self, request: Request, error: BaseException | None) -> Iterable[Step]:
+        """It is over, with what the last node left; called once. Steps of other journeys to take now."""
 
 
 class Journey:
@@ -57,7 +78,7 @@ class Journey:
         "_ended",
         "_error",
         "_final",
-        "_left",
+        "_kept",
         "_live",
         "_lock",
         "_needs",
@@ -72,7 +93,7 @@ class Journey:
         self._owner, self._outer = owner, outer
         self._lock = threading.Lock()
         self._needs = route.needs.copy()  # how many branches a join still waits for
-        self._left: dict[str, tuple[Request, bool]] = {}  # by node: what it left, and whether it ran
+        self._kept: dict[str, tuple[Request, bool]] = {}  # for maps, by node: what it left, whether it ran
         self._live = 1  # branches that exist
         self._ended = False
         self._error: BaseException | None = None
@@ -80,10 +101,8 @@ class Journey:
         self.at = route.start.name  # the node that it came to last
 
     def start(self, request: Request) -> list[Step]:
-        """The branches that can run at once. The filter and map of the first node are not asked."""
-        skipped: list = []
-        ready = self._run(self.route.start, request, skipped)
-        return ready + self._follow(skipped)
+        """Its first steps. The filter and map of the first node are not asked."""
+        return self._run(self.route.start, request)
 
     def over(self) -> bool:
         """Whether nothing more should be run for it."""
@@ -94,11 +113,11 @@ class Journey:
             journey = journey._outer
         return False
 
-    def arrive(self, branch: Branch, error: BaseException | None) -> list[Step]:
-        """A branch's node has run, well or with an error: what can run next."""
+    def ran(self, node: Node, request: Request, error: BaseException | None = None) -> list[Step]:
+        """A node has run, well or with an error: what can run next."""
         if error is not None:
             return self.end(error)
-        return self._follow([(branch.node, branch.request, True, [])])
+        return self._follow([(node, request, True, [])])
 
     def end(self, error: BaseException | None = None, final: Request | None = None) -> list[Step]:
         """One branch ends here, and the journey with it, unless that has ended before."""
@@ -114,36 +133,36 @@ class Journey:
     def _finish(self) -> list[Step]:
         error, self._error = self._error, None
         try:
-            return list(self._owner.arrived(self._final, error))
+            return list(self._owner.ended(self._final, error))
         finally:
             error = None  # its traceback may hold this frame
 
     def _follow(self, passed: list[tuple[Node, Request, bool, list[Node]]]) -> list[Step]:
         """Go on behind nodes that are done: (node, what it left, whether it ran, what is skipped with it)."""
-        ready: list[Step] = []
+        steps: list[Step] = []
         while passed:
             node, request, ran, folded = passed.pop()
-            targets = self._leave(node, request, ran, folded)
+            targets = self._behind(node, request, ran, folded)
             if targets is None:
-                ready += self._finish()
+                steps += self._finish()
                 continue
-            gone = [node, *folded]
-            shared = any(one.kept for one in gone) or sum(len(one.next) for one in gone) > len(gone)
+            done = [node, *folded]
+            shared = any(one.kept for one in done) or sum(len(one.next) for one in done) > len(done)
             for target in targets:
-                ready += self._enter(target, request, shared, passed)
-        return ready
+                steps += self._enter(target, request, shared, passed)
+        return steps
 
-    def _leave(self, node: Node, request: Request, ran: bool, folded: list[Node]) -> list[Node] | None:
+    def _behind(self, node: Node, request: Request, ran: bool, folded: list[Node]) -> list[Node] | None:
         """The nodes that can be entered now; None if nothing is left to be done."""
-        gone = [node, *folded]
+        done = [node, *folded]
         with self._lock:
             if self._ended:
                 targets = []
             else:
-                for one in gone:  # a skipped node's map leads to what the first of the skipped passed on
+                for one in done:  # a skipped node's map leads to what the first of the skipped passed on
                     if one.kept:
-                        self._left[one.name] = request, ran
-                edges = [target for one in gone for target in one.next if target not in folded]
+                        self._kept[one.name] = request, ran
+                edges = [target for one in done for target in one.next if target not in folded]
                 targets = [target for target in edges if self._complete(target)]
                 if not edges:
                     self._ended = True
@@ -165,14 +184,14 @@ class Journey:
         self.at = target.name
         try:
             if target.mapping is not None:
-                request = target.mapping.apply(self._left)
+                request = target.mapping.apply(self._kept)
             elif shared:
                 request = request.copy()
             status = target.decide(request)
         except BaseException as error:
             return self.end(error)
         if status is Status.Run:
-            return self._run(target, request, passed)
+            return self._run(target, request)
         if status is Status.Break:
             return self.end(final=request)
         folded = []
@@ -183,111 +202,8 @@ class Journey:
         passed.append((target, request, False, folded))
         return []
 
-    def _run(self, node: Node, request: Request, passed: list) -> list[Step]:
-        """The branch that runs ``node``; for a Jump those of the parts that it sends."""
+    def _run(self, node: Node, request: Request) -> list[Step]:
+        """The ticket that runs ``node``; for a Jump the first steps of the parts that it sends."""
         if node.jump is None:
-            return [Branch(self, node, request)]
-        node.tally.add(requests=1)
-        try:
-            if node.settle is not None:
-                node.settle(request)
-            parts = node.jump.make_parts(request)
-            node.tally.add(parts=len(parts))
-            if not parts:
-                node.jump.merge(request, [])
-                _merged(node, request)
-                passed.append((node, request, True, []))
-                return []
-        except BaseException as error:
-            node.tally.add(errors=1)
-            note(error, f"in node {node.name!r}, backend {node.jump.label}")
-            return self.end(error)
-        assert node.target is not None
-        return Parts(self, node, request, len(parts)).start(parts)
-
-
-def _merged(node: Node, request: Request) -> None:
-    """A Jump has put its parts together: if that makes no ``result``, say so."""
-    if "result" not in request:
-        assert node.jump is not None
-        unanswered_by(request, node.name, node.jump.label)
-        node.tally.add(no_result=1)
-
-
-class Part:
-    """One of several parts."""
-
-    __slots__ = ("_index", "_parts")
-
-    def __init__(self, parts: Parts, index: int) -> None:
-        self._parts, self._index = parts, index
-
-    def over(self) -> bool:
-        return self._parts.failed
-
-    def arrived(self, request: Request, error: BaseException | None) -> list[Step]:
-        return self._parts.arrived(self._index, request, error)
-
-
-class Parts:
-    """The parts into which a Jump has split a request, each on a journey of its own."""
-
-    def __init__(self, journey: Journey, node: Node, request: Request, count: int) -> None:
-        self.journey = journey
-        self._node, self._request = node, request
-        self._outcomes: list[Any] = [None] * count
-        self._missing = count
-        self._began = time.perf_counter()
-        self.failed = False
-        self._lock = threading.Lock()
-
-    def start(self, parts: list[Request]) -> list[Step]:
-        """The branches with which the parts begin."""
-        assert self._node.target is not None
-        ready: list[Step] = []
-        for i, part in enumerate(parts):
-            journey = Journey(self._node.target, Part(self, i), self.journey)
-            ready += journey.start(part)
-        return ready
-
-    def arrived(self, index: int, part: Request, error: BaseException | None) -> list[Step]:
-        """One of them is at its end."""
-        self._outcomes[index] = part, error
-        jump = self._node.jump
-        assert jump is not None
-        with self._lock:
-            self._missing -= 1
-            last = not self._missing
-            first = error is not None and not self.failed and not jump.keeps_errors
-            if first:
-                self.failed = True  # the others, which are of no use now, are not run any more
-        if first:
-            note(error, f"in part {index} of the {len(self._outcomes)} that node {self._node.name!r} sent")  # type: ignore[arg-type]
-        return [self] if last else []
-
-    def merge(self) -> list[Step]:
-        """All parts are there: put them together, and go on behind the Jump."""
-        journey, node, request = self.journey, self._node, self._request
-        assert node.jump is not None
-        outcomes, self._outcomes = self._outcomes, []
-        node.tally.back(time.perf_counter() - self._began)
-        if journey.over():
-            return journey.end()
-        try:
-            marks: tuple = ()
-            for part, _ in outcomes:
-                if node.settle is not None:
-                    node.settle(part)
-                marks += part.pop(STREAMS_KEY, ())
-            node.jump.join(request, outcomes)
-            if marks:
-                request[STREAMS_KEY] = request.get(STREAMS_KEY, ()) + marks
-        except BaseException as error:
-            node.tally.add(errors=1)
-            if not any(error is failed for _, failed in outcomes):
-                note(error, f"in node {node.name!r}, backend {node.jump.label}")
-            return journey.end(error)
-        finally:
-            outcomes.clear()
-        _merged(node, request)
-        return journey.arrive(Branch(journey, node, request), None)
+            return [Ticket(request, self, node)]
+        return split(self, node, request, functools.partial(begin, outer=self))

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from ..backends.jump import Jump
 
 
-class Tally:
-    """What a node counted and measured that has no instances: a Jump.
+class JumpCounts:
+    """What was counted and measured of a node with a Jump, which has no instances.
 
     Its counts are ``requests``, ``errors``, ``parts`` and ``away`` (requests that wait for their parts);
     ``times`` are the seconds for which the newest were away.
@@ -70,10 +70,8 @@ class Node:
     mapping: Mapping | None = None
     next: list[Node] = field(default_factory=list)
     before: list[Node] = field(default_factory=list)
-    settle: Callable[[Request], None] | None = (
-        None  # waits for a GPU's values before a user's split and merge
-    )
-    tally: Tally = field(default_factory=Tally)
+    settle: Callable[[Request], None] | None = None  # waits for a GPU's values, which a user's split may read
+    counts: JumpCounts = field(default_factory=JumpCounts)  # of a Jump
     kept: bool = False  # a map reads from it: what it leaves must not be changed by the next node
 
     def decide(self, request: Request) -> Status:

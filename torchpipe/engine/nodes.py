@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import threading
 from types import ModuleType
 
 from ..backends.base import Backend
@@ -18,11 +17,13 @@ from ..node_config import NodeConfig
 from ..registry import make_filter
 from ..request import Request
 from .alarm import Alarm
+from .handover import hand_over
+from .instance import runs_here
 from .instances import Instances
-from .journey import Journey, Step
+from .journey import begin
 from .node import Node, Route
-from .pool import Pool, Waiting
-from .sending import send
+from .parts import call
+from .pool import Pool
 from .stage import Stage
 from .unscheduled import Unscheduled
 from .watchdog import Watchdog
@@ -73,6 +74,12 @@ class Nodes:
         """The name of the node whose instances this one uses."""
         return next(name for name, owned in self.owned.items() if node.stage in owned.stages)
 
+    def run_here(self) -> bool:
+        """Whether the current thread is inside one of the backends, which then would wait for itself."""
+        stages = [node.stage for node in self.by_name.values()]
+        inside = any(isinstance(stage, Stage) and runs_here(stage.instances) for stage in stages)
+        return inside or self.pool.loop.runs_here()
+
     def route(self, name: str) -> Route:
         """What lies ahead of a request that starts at this node; KeyError if there is none."""
         route = self._routes.get(name)
@@ -109,7 +116,7 @@ class Nodes:
             for node in self.by_name.values():
                 if node.stage is stage:
                     node.stage = successor
-            stage.hand_over_to(successor)
+            hand_over(stage, successor)
         del self.owned[before]
         old.release()
 
@@ -171,6 +178,11 @@ class Nodes:
         self._check_jumps(jumps)
         for _, jump in jumps:
             jump.send = functools.partial(self.call, self.route(jump.target))
+            jump.send = functools.partial(self.call, self.route(jump.target))
+
+    def call(self, route: Route, parts: list[Request]) -> list[Outcome]:
+        """Send parts from inside a backend, and wait until all are at the end of ``route``."""
+        return call(route, parts, begin, self.streams)
 
     def _connect_streams(self) -> None:
         """Where a node has a GPU: all other nodes, users' filters and callers get values that are ready."""
@@ -216,51 +228,6 @@ class Nodes:
                     f"node {name!r}: its instances would wait for themselves, since a Jump inside its "
                     "backend leads back to it. As the whole backend of a node, Jump needs no instance"
                 )
-
-    def call(self, route: Route, parts: list[Request]) -> list[Outcome]:
-        """Send parts from inside a backend, and wait until all are at the end of ``route``."""
-        if self.streams is None:
-            return _call(route, parts)
-        for part in parts:
-            self.streams.enter(part)  # behind what the backend has put on its stream so far
-        outcomes = _call(route, parts)
-        for part, _ in outcomes:
-            self.streams.settle(part)
-        return outcomes
-
-
-class _Part:
-    """One of the parts that a backend waits for."""
-
-    __slots__ = ("_index", "_left", "_outcomes")
-
-    def __init__(self, index: int, outcomes: list[Outcome], left: threading.Semaphore) -> None:
-        self._index, self._outcomes, self._left = index, outcomes, left
-
-    def over(self) -> bool:
-        return False
-
-    def arrived(self, request: Request, error: BaseException | None) -> list[Step]:
-        self._outcomes[self._index] = request, error
-        self._left.release()
-        return []
-
-
-def _call(route: Route, parts: list[Request]) -> list[Outcome]:
-    """Send ``parts`` along ``route`` and wait until all are at its end."""
-    outcomes: list[Outcome] = [({}, None)] * len(parts)
-    left = threading.Semaphore(0)
-
-    for node in route.everything():
-        node.stage.refuse_reentry()
-    steps: list[Step] = []
-    for i, part in enumerate(parts):
-        steps += Journey(route, _Part(i, outcomes, left)).start(part)
-    send(steps)
-    with Waiting():
-        for _ in parts:
-            left.acquire()  # ended by each part's arrival
-    return outcomes
 
 
 def _make_filter(node: NodeConfig, text: str) -> Filter:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import DeadlineError, as_error
 from ..request import Request
-from .journey import Journey, Step
+from .journey import Journey
 from .node import Route
+from .ticket import Step
 
 if TYPE_CHECKING:
     from .entrance import Entrance
@@ -124,7 +125,7 @@ class Outcome:
         place = f"; it had come to node {node!r}" if node else ""
         return DeadlineError(f"the request was not done within {monotonic() - self._started:.3f} s{place}")
 
-    def arrived(self, computed: Request, error: BaseException | None) -> list[Step]:
+    def ended(self, computed: Request, error: BaseException | None) -> list[Step]:
         """Its journey is over: send it on its way again, or settle it."""
         if error is None and computed:
             try:

@@ -89,14 +89,14 @@ class Pool:
         for thread in threads:
             if thread is not threading.current_thread():
                 with contextlib.suppress(RuntimeError):  # its start was interrupted
-                    thread.join()
+                    thread.join()  # ended by the None above, behind the jobs that are still queued
 
     def _work(self) -> None:
         me = get_ident()
         _pools[me] = self
         try:
             while True:
-                job = self._jobs.get()
+                job = self._jobs.get()  # ended by put or close
                 if job is None:
                     self._jobs.put(None)  # for the next one, also for one whose start was interrupted
                     return
@@ -109,8 +109,8 @@ class Pool:
             _pools.pop(me, None)
 
 
-class Waiting:
-    """Around every wait for what pools do: a pool's thread that waits is replaced meanwhile."""
+class Substitute:
+    """Around every wait for what pools do: a thread of a pool that waits has a substitute meanwhile."""
 
     __slots__ = ("_pool",)
 

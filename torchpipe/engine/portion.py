@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from time import perf_counter
+from collections.abc import Callable
+from time import monotonic, perf_counter
 
+from .alarm import Alarm
 from .instance import Instance
 
 SHORT = 20e-3
@@ -17,6 +19,33 @@ FORGET = 0.95
 """What is left, after a batch, of the most requests that were here at once."""
 
 
+class SecondLook:
+    """Has a queue looked at once more, since what waits there for the end of a batch shall not if that hangs.
+
+    At a time, since a wait with a time-out for each caller would cost each of them more than its turn.
+    """
+
+    def __init__(self, alarm: Alarm, look: Callable[[], object]) -> None:
+        self._alarm, self._look = alarm, look
+        self.deadline: float | None = None
+        self._set = False
+
+    def soon(self) -> None:
+        """Look, if nobody is about to."""
+        if not self._set:
+            self._set = True
+            self.deadline = monotonic() + SHORT
+            try:
+                self._alarm.set(self)
+            except RuntimeError:  # the system has no thread left; the next who comes tries again
+                self._set = False
+
+    def expire(self) -> None:
+        """It is time."""
+        self._set = False  # first: who comes after the look below sets it again
+        self._look()
+
+
 class Portion:
     """The batch with which k instances never wait: k portions run, and about one is on its way back.
 
@@ -26,11 +55,12 @@ class Portion:
 
     Args:
         instances: those of the stage, which may change.
-        most: the most requests that one of them takes.
+        second_look: at what waits for the end of a batch.
     """
 
-    def __init__(self, instances: list[Instance], most: int) -> None:
-        self._instances, self._most = instances, most
+    def __init__(self, instances: list[Instance], second_look: SecondLook) -> None:
+        self._instances, self._second_look = instances, second_look
+        self._most = max(instance.max for instance in instances)
         self._crowd = 0.0  # the most requests of late that waited or ran at once
         self._size = 0
 
@@ -50,6 +80,13 @@ class Portion:
             self._crowd = waiting + running
             self._size = self._of_crowd()
         return min(self._size, self._most) if beside else 0
+
+    def too_few(self, waiting: int) -> bool:
+        """Whether so few wait that they must; whoever ends the running batch looks again after freeing it."""
+        if waiting < self.least(waiting):
+            self._second_look.soon()
+            return True
+        return False
 
     def take(self, waiting: int) -> int:
         """How many of those who wait the next batch takes."""

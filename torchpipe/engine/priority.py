@@ -14,7 +14,7 @@ from .ticket import Ticket
 KEY = "priority"
 
 
-def rank(request: Request, arrived: float, ageing: float) -> float:
+def rank(request: Request, came: float, ageing: float) -> float:
     """Where a request belongs in a queue, the smallest first.
 
     One of priority p is treated as if it had come ``p * ageing`` seconds earlier. So the order between two
@@ -24,7 +24,7 @@ def rank(request: Request, arrived: float, ageing: float) -> float:
     if not isinstance(priority, (int, float)) or priority != priority:
         raise RequestError(f"{KEY} = {shown(priority)}: must be a number")
     try:
-        return arrived - priority * ageing if ageing else arrived
+        return came - priority * ageing if ageing else came
     except OverflowError:
         raise RequestError(f"{KEY} = {shown(priority)}: must be a number that fits a float") from None
 
@@ -43,7 +43,7 @@ class PriorityQueue:
 
     def append(self, ticket: Ticket) -> None:
         """Queue a ticket where it belongs."""
-        place = rank(ticket.request, ticket.arrived, self._ageing)
+        place = rank(ticket.request, ticket.came, self._ageing)
         with self._lock:
             heapq.heappush(self._heap, (place, next(self._numbers), ticket))
 

@@ -16,13 +16,13 @@ from .ticket import Ticket
 
 SCORE_KEY = "_sort_score"
 
-Queue = Union[deque[Ticket], PriorityQueue]
+Pending = Union[deque[Ticket], PriorityQueue]
 
 
 class InOrder:
     """The oldest first, each counting one. Tickets of requests that are over are given back apart."""
 
-    def admit(self, ticket: Ticket) -> None:
+    def check(self, ticket: Ticket) -> None:
         """Look at a request when it comes; raises what makes it impossible to run."""
 
     def room(self, instance: Instance, waiting: int, portion: int) -> int:
@@ -31,7 +31,7 @@ class InOrder:
             return min(instance.max, portion)
         return instance.costs.best_size(waiting, instance.max)
 
-    def take(self, pending: Queue, room: int) -> tuple[list[Ticket], list[Ticket]]:
+    def take(self, pending: Pending, room: int) -> tuple[list[Ticket], list[Ticket]]:
         """Take up to ``room`` requests out of ``pending``: those to run, and those that are over."""
         tickets: list[Ticket] = []
         dropped: list[Ticket] = []
@@ -61,7 +61,7 @@ class ByWeight(InOrder):
         self._limit, self._weigh = limit, weigh
         self._lock = threading.Lock()
 
-    def admit(self, ticket: Ticket) -> None:
+    def check(self, ticket: Ticket) -> None:
         if self._weigh is not None:
             weighed = ticket.request.copy()  # what else the backend writes stays out of the request
             self._weigh.forward([weighed])
@@ -82,7 +82,7 @@ class ByWeight(InOrder):
     def room(self, instance: Instance, waiting: int, portion: int) -> int:
         return instance.max
 
-    def take(self, pending: Queue, room: int) -> tuple[list[Ticket], list[Ticket]]:
+    def take(self, pending: Pending, room: int) -> tuple[list[Ticket], list[Ticket]]:
         tickets: list[Ticket] = []
         dropped: list[Ticket] = []
         with self._lock:  # what does not fit is put back in front, before anybody takes what came after it
@@ -119,8 +119,8 @@ class Similar(InOrder):
         self._factor = factor
         self._lock = threading.Lock()
 
-    def admit(self, ticket: Ticket) -> None:
-        score = ticket.request.get(SCORE_KEY, ticket.arrived)
+    def check(self, ticket: Ticket) -> None:
+        score = ticket.request.get(SCORE_KEY, ticket.came)
         try:
             ticket.score = float(score)
             if ticket.score != ticket.score:
@@ -128,7 +128,7 @@ class Similar(InOrder):
         except (TypeError, ValueError, OverflowError):
             raise RequestError(f"{SCORE_KEY} = {shown(score)}: must be a number") from None
 
-    def take(self, pending: Queue, room: int) -> tuple[list[Ticket], list[Ticket]]:
+    def take(self, pending: Pending, room: int) -> tuple[list[Ticket], list[Ticket]]:
         with self._lock:  # what is not taken is put back in front, before anybody takes what came after it
             waiting, dropped = super().take(pending, max(room, int(room * self._factor)))
             if len(waiting) <= room:

@@ -2,53 +2,77 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
+from collections.abc import Sequence
 from time import perf_counter
-from typing import TYPE_CHECKING
+from typing import Any, Protocol, Union
 
 from ..request import Request
+from .pool import Substitute
 
-if TYPE_CHECKING:
-    from .branch import Branch
-    from .journey import Journey
+WOKEN = 60.0
+"""Seconds for which a thread that was struck while it waited still waits, so as to wake the next."""
+
+
+class Way(Protocol):
+    """The journey that a request is on, as far as its tickets know it."""
+
+    def over(self) -> bool:
+        """Whether nothing more should be run for it."""
+
+    def ran(self, node: Any, request: Request, error: BaseException | None = None) -> list[Step]:
+        """A node has run, well or with an error: what to take next."""
+
+    def end(self, error: BaseException | None = None) -> list[Step]:
+        """What was to run does not, and the journey ends with it: what to take next, of other journeys."""
+
+
+class Merge(Protocol):
+    """Parts of a request that are all at their end."""
+
+    def merge(self) -> list[Step]:
+        """Put them together: what to take next."""
 
 
 class Ticket:
     """One request that waits at a stage. Whoever claims it first, a batch or its giving up, has it.
 
-    A selection that goes by more than the order sets ``weight`` or ``score`` when the ticket comes.
+    Either a thread sleeps until it has run, or its journey goes on with it, from ``node``.
+
+    Args:
+        journey: the one that the request is on; it is not run if that is over.
+        node: where it waits, for its journey, which alone knows what a node is; None: a thread sleeps.
     """
 
     __slots__ = (
         "_claim",
-        "arrived",
-        "branch",
+        "_following",
+        "_interruptible",
+        "_wake",
+        "came",
         "error",
-        "following",
-        "interruptible",
         "journey",
+        "node",
         "request",
         "score",
-        "wake",
         "weight",
     )
-    weight: int  # how much of a batch it takes
-    score: float  # what it is like: near scores go well together
+    weight: int  # how much of a batch it takes; of a selection that looks at requests when they come
+    score: float  # what it is like: near scores go well together; the same
 
-    def __init__(
-        self, request: Request, branch: Branch | None = None, journey: Journey | None = None
-    ) -> None:
+    def __init__(self, request: Request, journey: Way | None = None, node: Any = None) -> None:
         self.request = request
-        self.arrived = perf_counter()
-        self.branch = branch  # goes on with the request; None: its thread is waiting
-        self.journey = journey if branch is None else branch.journey
-        self.error: BaseException | None = None
-        self.following: Ticket | None = None  # whom its thread wakes as soon as it is awake itself
-        self.interruptible = False  # the main thread waits, which a signal may take away: it wakes nobody
+        self.journey, self.node = journey, node
+        self.came = perf_counter()
         self._claim = threading.Lock()
-        if branch is None:
-            self.wake = threading.Lock()
-            self.wake.acquire()
+        if node is None:
+            self.error: BaseException | None = None
+            # The main thread sleeps, which a signal may take away: it wakes nobody.
+            self._interruptible = threading.get_ident() == threading.main_thread().ident
+            self._following: Ticket | None = None  # whom its thread wakes as soon as it is awake itself
+            self._wake = threading.Lock()
+            self._wake.acquire()
 
     def claim(self) -> bool:
         """Take it, for a batch or to give it up; False if somebody has it already."""
@@ -61,3 +85,72 @@ class Ticket:
     def over(self) -> bool:
         """Whether running it is of no use any more."""
         return self.journey is not None and self.journey.over()
+
+    # Where a journey goes on with it
+
+    def ran(self, error: BaseException | None) -> list[Step]:
+        """Its node has run: what its journey takes next."""
+        assert self.journey is not None
+        return self.journey.ran(self.node, self.request, error)
+
+    def dropped(self) -> list[Step]:
+        """It is not run, since its journey is over: what to take next."""
+        assert self.journey is not None
+        return self.journey.end()
+
+    # Where a thread sleeps
+
+    def sleep(self) -> None:
+        """Wait until it has run or is dropped."""
+        with Substitute():
+            self._wake.acquire()  # ended by whoever serves it
+
+    def wake(self) -> None:
+        """End its thread's sleep."""
+        self._wake.release()
+
+    def wake_next(self) -> None:
+        """It is awake: wake the one that was told after it."""
+        following, self._following = self._following, None
+        if following is not None:
+            following._wake.release()
+
+    def give_up(self) -> None:
+        """Its thread was struck before it slept to the end, and wants it no more.
+
+        If the claim fails a batch has it, and what comes of it is dropped; but others may wait to be woken.
+        """
+        if not self.claim() and not self._interruptible:
+            self._wake.acquire(timeout=WOKEN)  # ended by whoever serves it, or the clock
+            self.wake_next()
+
+
+Step = Union[Ticket, Merge]
+"""What a journey gives to go on with: a ticket that can be queued, or parts that can be merged."""
+
+
+def wake(
+    tickets: Sequence[Ticket], errors: Sequence[BaseException | None] | None
+) -> list[tuple[Ticket, BaseException | None]]:
+    """These have run, with ``errors`` if any: wake the threads that sleep on some of them; gives the others.
+
+    One thread is woken, each wakes the next: all at once they would queue for the interpreter lock, in front
+    of the threads that run the next batches.
+    """
+    sleeping: list[Ticket] = []
+    others: list[tuple[Ticket, BaseException | None]] = []
+    for i, ticket in enumerate(tickets):
+        error = errors[i] if errors is not None else None
+        if ticket.node is not None:
+            others.append((ticket, error))
+            continue
+        ticket.error = error
+        if ticket._interruptible:
+            ticket._wake.release()
+        else:
+            sleeping.append(ticket)
+    for before, after in itertools.pairwise(sleeping):
+        before._following = after
+    if sleeping:
+        sleeping[0]._wake.release()
+    return others

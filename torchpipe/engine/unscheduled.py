@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..backends.awaited import Awaited
 from ..backends.base import Backend, refuse_returned
@@ -14,10 +14,7 @@ from ..request import Request
 from .instance import gpu_of
 from .pool import Pool
 from .sending import drop, go_on
-
-if TYPE_CHECKING:
-    from .journey import Journey
-    from .ticket import Ticket
+from .ticket import Ticket, Way
 
 
 class Unscheduled:
@@ -38,7 +35,7 @@ class Unscheduled:
 
             self.forward = on_gpu(backend.forward, gpu)
 
-    def run(self, request: Request, journey: Journey | None = None) -> None:
+    def run(self, request: Request, journey: Way | None = None) -> None:
         """Run one request in the caller's thread."""
         self.run_all([request])
 
@@ -65,8 +62,8 @@ class Unscheduled:
     def settle(self) -> None:
         """Nothing is under way here that anybody would have to wait for."""
 
-    def submit(self, tickets: list[Ticket]) -> None:
-        """Run each on a thread of the pool; its branch goes on when it is done."""
+    def enqueue(self, tickets: list[Ticket]) -> None:
+        """Run each on a thread of the pool; its journey goes on when it is done."""
         for ticket in tickets:
             self._pool.put(functools.partial(self._serve, ticket))
 
@@ -75,19 +72,14 @@ class Unscheduled:
         """What it runs."""
         return [self.backend]
 
-    def runs_here(self) -> bool:
-        """Never: there is no instance to be waited for."""
-        return False
-
     def refuse_reentry(self) -> None:
         """Nothing to refuse: a backend may call itself."""
 
     def _serve(self, ticket: Ticket) -> None:
         if not ticket.claim():
             return
-        assert ticket.branch is not None
         if ticket.over():
-            drop(ticket.branch)
+            drop(ticket)
             return
         error: BaseException | None = None
         for part in self._awaited:
@@ -98,4 +90,4 @@ class Unscheduled:
             error = raised
         for part in self._awaited:
             part.over.pop(id(ticket.request), None)
-        go_on([(ticket.branch, error)])
+        go_on([(ticket, error)])

@@ -15,7 +15,7 @@ from ..backends.base import UNLIMITED, warming
 from ..errors import ConfigError, note, shown
 from ..request import STREAMS_KEY, Request
 from .batching import Patience
-from .node import Tally
+from .node import JumpCounts
 from .selection import InOrder
 from .stage import Stage
 from .ticket import Ticket
@@ -60,11 +60,12 @@ def warm_up(nodes: Nodes, entrance: Entrance, given: Any) -> None:
     for owned in nodes.owned.values():  # also those that a Jump sent parts to
         for stage in owned.stages:
             if isinstance(stage, Stage):
-                stage.patience = Patience()
+                if stage.dispatcher.company is not None:
+                    stage.dispatcher.company.patience = Patience()
                 for instance in stage.instances:
                     instance.forget()
     for node in nodes.by_name.values():
-        node.tally = Tally()
+        node.counts = JumpCounts()
 
 
 def run_batches(
@@ -172,7 +173,7 @@ def _batch(source: Iterator[Request], size: int, runner: Runner, selection: InOr
     tickets: list[Ticket] = []
     for request in itertools.islice(source, size):
         ticket = Ticket(fresh(request))
-        selection.admit(ticket)
+        selection.check(ticket)
         if tickets and selection.size([*tickets, ticket]) > runner.max:
             break
         tickets.append(ticket)

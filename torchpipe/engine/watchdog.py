@@ -12,6 +12,7 @@ from time import perf_counter
 from typing import Any
 
 from ..errors import StuckError, note
+from .handover import refuse_all, take_out
 from .instance import Instance
 from .instances import Instances
 from .stage import Stage
@@ -43,14 +44,14 @@ class Watchdog:
         """End the thread and wait for it."""
         self._closed.set()
         if self._thread is not threading.current_thread():
-            self._thread.join()
+            self._thread.join()  # ended by the event, once it has looked at all nodes
 
     def _stages(self) -> list[tuple[Instances, Stage]]:
         return [
             (owned, stage)
             for owned in list(self._owned.values())
             for stage in owned.stages
-            if isinstance(stage, Stage) and stage.watched
+            if isinstance(stage, Stage) and stage.dispatcher.watched
         ]
 
     def _work(self) -> None:
@@ -81,7 +82,7 @@ class Watchdog:
             f"{instance.where} has run for {seconds:.1f} s, and stuck_after allows "
             f"{stage.rules.stuck_after:g} s; it was taken out. Its thread was here:\n{stack}"
         )
-        if not stage.take_out(instance, running, owner, error):
+        if not take_out(stage, instance, running, owner, error):
             return
         report = {"node": stage.name, "seconds": seconds, "stack": stack, "replaced": False}
         try:
@@ -94,5 +95,5 @@ class Watchdog:
             note(reason, f"while replacing {instance.where}")
             report["error"] = reason
             if not stage.instances:
-                stage.give_up(error)
+                refuse_all(stage, error)
         self._reports.append(report)

@@ -1,0 +1,78 @@
+"""What happens to a stage from outside: it is replaced, loses an instance, gets one, or ends what waits."""
+
+from __future__ import annotations
+
+import functools
+import time
+
+from ..backends.base import UNLIMITED
+from .instance import Instance, own_copy
+from .stage import Stage
+from .ticket import Ticket
+
+
+def hand_over(old: Stage, new: Stage) -> None:
+    """Let ``new`` take over, and wait until all instances of ``old`` have ended what they run.
+
+    Who read the old stage just before still queues there, and takes the queue on: append, then look.
+    """
+    idle: list[Instance] = []
+    while len(idle) < len(old.instances):
+        try:
+            idle.append(old.free.take(UNLIMITED))
+        except IndexError:
+            time.sleep(0.001)  # ended by each batch, which frees its instance
+    old.pass_on = functools.partial(_pass_on, old, new)
+    old.pass_on()  # what came after the last instance was taken
+
+
+def _pass_on(old: Stage, new: Stage) -> None:
+    for ticket in old.queue.take():
+        ticket.put_back()
+        try:
+            new.queue.adopt(ticket)
+        except Exception as error:
+            if ticket.claim():
+                new.dispatcher.tell([ticket], [error])
+    if new.pass_on is not None:  # it was replaced meanwhile
+        new.pass_on()
+    elif new.free:
+        new.pool.put(new.dispatch)
+
+
+def take_out(
+    stage: Stage, instance: Instance, running: list[list[Ticket]], owner: int, error: BaseException
+) -> bool:
+    """Take out an instance that is ``running`` a batch, and tell those in it; False if it is done by now.
+
+    Nobody waits for the thread ``owner`` any more.
+    """
+    try:
+        tickets = running.pop()
+    except IndexError:
+        return False
+    stage.instances.remove(instance)
+    stage.pool.let_go(owner)
+    errors = [own_copy(error) for _ in tickets]
+    stage.pool.put(functools.partial(stage.dispatcher.tell, tickets.copy(), errors))
+    return True
+
+
+def put_in(stage: Stage, instance: Instance) -> None:
+    """Use one more instance."""
+    stage.instances.append(instance)
+    stage.free.append(instance)
+    stage.pool.put(stage.dispatch)
+
+
+def flush(stage: Stage, error: BaseException) -> None:
+    """End everything that waits with ``error``."""
+    tickets = stage.queue.take()
+    stage.dispatcher.tell(tickets, [own_copy(error) for _ in tickets])
+
+
+def refuse_all(stage: Stage, error: BaseException) -> None:
+    """No instance is left: refuse what comes, and end what waits."""
+    stage.queue.lost = error
+    stage.queue.checks, stage.direct = True, False
+    flush(stage, error)
