@@ -218,7 +218,7 @@ class TestADeadline:
             until(lambda: model.health()["inside"] == 0, "everybody has left")
             for node in model.stats().values():
                 assert node["queued"] == node["running"] == 0
-            assert not model._entrance.alarm._due or not any(model._entrance.alarm._due.values())
+            assert not model._nodes.alarm._due or not any(model._nodes.alarm._due.values())
 
 
 class TestCancelling:

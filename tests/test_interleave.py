@@ -21,6 +21,7 @@ from torchpipe import PipeClosedError
 from torchpipe.engine import (
     batching,
     bound,
+    call,
     company,
     dispatcher,
     entrance,
@@ -37,10 +38,9 @@ from torchpipe.engine import (
     ticket,
     waiting,
 )
-from torchpipe.engine import outcome as outcome_module
 
 WATCHED = [stage, dispatcher, waiting, company, free, portion, handover, bound, pool, journey, parts]
-WATCHED += [sending, selection, ticket, outcome_module]
+WATCHED += [sending, selection, ticket, call]
 GIVEN = [sys.modules[name] for name in ("torchpipe.pipe", "torchpipe.event")]
 GIVEN += [entrance, instance, batching, concurrent.futures._base, sys.modules[__name__]]
 

@@ -131,7 +131,7 @@ class TestMaxPending:
                 return True
 
             assert all_at_once([lambda n=n: calls(n) for n in range(16)]) == [True] * 16
-            assert model._entrance.admission._count == 0
+            assert model._entrance.limit._count == 0
         assert 1 < most <= 3
 
     def test_gives_up_waiting_at_the_deadline(self, gate, order):
@@ -161,7 +161,7 @@ class TestMaxPending:
             with pytest.raises(KeyError, match="no 'data'"):
                 model(requests)
             assert [request.get("result") for request in requests] == [1, None, 3]
-            assert model._entrance.admission._count == 0
+            assert model._entrance.limit._count == 0
 
     def test_counts_bytes_too(self, gate, order):
         limit = 1000
@@ -261,9 +261,9 @@ class TestPriorities:
             first = Call(model, {"data": "hold"})
             gate.wait_for_one()
             low = Call(model, {"data": "low"})
-            until(lambda: len(model._entrance.admission._waiting) == 1, "one waits")
+            until(lambda: len(model._entrance.limit._waiting) == 1, "one waits")
             high = Call(model, {"data": "high", "priority": 1})
-            until(lambda: len(model._entrance.admission._waiting) == 2, "two wait")
+            until(lambda: len(model._entrance.limit._waiting) == 2, "two wait")
             gate.open()
             for call in (first, low, high):
                 call.answer()

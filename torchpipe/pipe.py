@@ -10,19 +10,20 @@ import os
 import threading
 import time
 import weakref
-from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, NoReturn
 
 from .backends.base import UNLIMITED
 from .config import changed, load
+from .engine.call import Call
 from .engine.calls import Calls
-from .engine.entrance import Entrance, deadline_of
+from .engine.deadlines import deadline_of
+from .engine.entrance import Entrance
 from .engine.handover import flush
 from .engine.journey import travel, walk
 from .engine.node import Route
 from .engine.nodes import Nodes
-from .engine.outcome import Outcome
+from .engine.routing import Routing
 from .engine.sending import enqueue
 from .engine.stage import Stage
 from .engine.unscheduled import Unscheduled
@@ -82,8 +83,11 @@ class Pipe:
         self._nodes = Nodes(self.config, graph)
         try:
             settle_process()  # now that the backends have imported what they use
-            self._entrance = Entrance(self.config, graph, self._nodes)
-            warm_up(self._nodes, self._entrance, warmup)
+            self._routing = Routing(self.config, graph, self._nodes)
+            self._entrance = Entrance(
+                self._routing, self.config.limits, self._nodes.pool, self._nodes.run_here
+            )
+            warm_up(self._nodes, self._routing, warmup)
             self._nodes.watch()
         except BaseException:
             self._nodes.alarm.close()
@@ -127,7 +131,7 @@ class Pipe:
                 data.update(kwargs)
             if "event" in data:
                 self._call_evented([data], timeout)
-            elif timeout is None and "deadline" not in data and self._entrance.admission is None:
+            elif timeout is None and "deadline" not in data and self._entrance.limit is None:
                 self._call_one(data)
             else:
                 self._call_waiting([data], timeout)
@@ -153,8 +157,9 @@ class Pipe:
         if not isinstance(request, dict):
             raise RequestError(f"a request is a dict, not {type(request).__name__}")
         deadline = deadline_of(request, timeout)
-        future, start = self._promise(request, deadline)
-        start(self._entrance.admit(request, deadline))
+        future, call = self._promise(request, deadline)
+        call.size = self._entrance.let_in(request, deadline)
+        self._entrance.start([call])
         return future
 
     async def async_call(self, request: Request, timeout: float | None = None) -> Request:
@@ -165,8 +170,9 @@ class Pipe:
         if not isinstance(request, dict):
             raise RequestError(f"a request is a dict, not {type(request).__name__}")
         deadline = deadline_of(request, timeout)
-        future, start = self._promise(request, deadline)
-        start(await self._entrance.admit_async(request, deadline))
+        future, call = self._promise(request, deadline)
+        call.size = await self._entrance.let_in_async(request, deadline)
+        self._entrance.start([call])
         return await asyncio.wrap_future(future)
 
     # Looking
@@ -271,7 +277,8 @@ class Pipe:
                 "close() from inside a backend of this pipe; it is shut now, close it elsewhere"
             )
         until = time.monotonic() + (threading.TIMEOUT_MAX if timeout is None else timeout)
-        while self._entrance.send_away():  # ended by the calls inside, each of which ends on its own
+        self._entrance.refuse_waiting()
+        while self._entrance.inside:  # ended by the calls inside, each of which ends on its own
             if not drain:
                 self._abort()
             if time.monotonic() > until:
@@ -279,10 +286,11 @@ class Pipe:
                     f"{len(self._entrance.inside)} requests are still inside after {timeout} s"
                 )
             time.sleep(0.002)
+            self._entrance.refuse_waiting()
         with self._closing:
             if not self._released:
                 self._released = True
-                self._entrance.alarm.close()
+                self._nodes.alarm.close()
                 self._nodes.release()
 
     def __enter__(self) -> Pipe:
@@ -328,14 +336,14 @@ class Pipe:
         branched = False
         try:
             self._entrance.refuse_closed()
-            request, route = self._entrance.prepare(given)
+            request, route = self._routing.prepare(given)
             while route.line is not None:
                 walk(request, route.line)
-                again = self._entrance.again(request) if self.config.restart else None
-                if again is None:
-                    self._entrance.fill_in(given, request)
+                next_route = self._routing.once_more(request) if self.config.restart else None
+                if next_route is None:
+                    self._routing.fill_in(given, request)
                     return
-                route = again
+                route = next_route
             branched = True
             self._call_branched(given, request, route)
         except (OverloadedError, DeadlineError) as error:
@@ -351,37 +359,38 @@ class Pipe:
             node.stage.refuse_reentry()
         calls = Calls(1)
         main = threading.current_thread() is threading.main_thread()
-        self._entrance.start([given], calls.tell, [(request, route)], send_on=enqueue if main else travel)
-        calls.wait()
+        call = Call(given, functools.partial(calls.tell, 0), prepared=(request, route))
+        self._entrance.start([call], send_on=enqueue if main else travel)
+        calls.wait([])
 
     def _call_waiting(self, given: list[Request], timeout: float | None) -> None:
         """Have requests run by other threads, so that this one can leave in time."""
-        calls = Calls(len(given))
-        deadlines = [deadline_of(request, timeout) for request in given]
-        for route in {self._entrance.route_of(request) for request in given}:
+        together = Calls(len(given))
+        calls = [
+            Call(request, functools.partial(together.tell, index), deadline_of(request, timeout))
+            for index, request in enumerate(given)
+        ]
+        for route in {self._routing.route_of(request) for request in given}:
             for node in route.everything():
                 node.stage.refuse_reentry()
-        outcomes: list[Outcome] = []
+        started: list[Call] = []
         try:
-            if self._entrance.admission is None:
-                outcomes = self._entrance.start(given, calls.tell, deadlines=deadlines)
+            if self._entrance.limit is None:
+                self._entrance.start(calls)
+                started = calls
             else:
-                for index, (request, deadline) in enumerate(zip(given, deadlines, strict=True)):
+                for call in calls:
                     try:
-                        size = self._entrance.admit(request, deadline)
-                        outcomes += self._entrance.start(
-                            [request],
-                            lambda _, error, index=index: calls.tell(index, error),  # type: ignore[misc]
-                            deadlines=[deadline],
-                            sizes=[size],
-                        )
+                        call.size = self._entrance.let_in(call.given, call.deadline)
+                        self._entrance.start([call])
+                        started.append(call)
                     except Exception as error:  # the others of the list are not left alone for it
-                        calls.tell(index, error)
-            calls.wait(outcomes)
+                        call.tell(error)
+            together.wait(started)
         except BaseException as error:
             if not isinstance(error, Exception):  # an interrupt: nobody waits for the rest
-                for outcome in outcomes:
-                    outcome.settle(error)
+                for call in started:
+                    call.fail(error)
             raise
 
     def _call_list(self, given: list[Request], timeout: float | None) -> None:
@@ -397,10 +406,10 @@ class Pipe:
             break
         try:
             self._entrance.refuse_closed()
-            requests = [self._entrance.prepare(request)[0] for request in given]
+            requests = [self._routing.prepare(request)[0] for request in given]
             unscheduled.run_all(requests)
             for request, computed in zip(given, requests, strict=True):
-                self._entrance.fill_in(request, computed)
+                self._routing.fill_in(request, computed)
         finally:
             self._entrance.inside.pop()
 
@@ -411,42 +420,33 @@ class Pipe:
                 raise ValueError(f"'event' must hold a torchpipe.Event, not {type(event).__name__}")
             event.take()
             try:
-                deadline = deadline_of(request, timeout)
-                size = self._entrance.admit(request, deadline)
-                self._entrance.start(
-                    [request],
-                    functools.partial(_notify, event),
-                    deadlines=[deadline],
-                    sizes=[size],
-                    alarm=True,
-                )
+                call = Call(request, event.notify, deadline_of(request, timeout), alarm=self._nodes.alarm)
+                call.size = self._entrance.let_in(request, call.deadline)
+                self._entrance.start([call])
             except BaseException as error:
                 event.notify(error)
                 if not isinstance(error, Exception):
                     raise
 
-    def _promise(
-        self, request: Request, deadline: float | None
-    ) -> tuple[Future[Request], Callable[[int | None], Any]]:
-        """A future of ``request``, and what starts it once it has been let in."""
+    def _promise(self, request: Request, deadline: float | None) -> tuple[Future[Request], Call]:
+        """A future of ``request``, and the call that fulfils it."""
         future: Future[Request] = Future()
 
-        def tell(index: int, error: BaseException | None) -> None:
+        def tell(error: BaseException | None) -> None:
             if error is not None:
                 future.set_exception(error)
             else:
                 future.set_result(request)
 
-        start = functools.partial(
-            self._entrance.start,
-            [request],
+        call = Call(
+            request,
             tell,
+            deadline,
+            alarm=self._nodes.alarm,
             cancelled=future.cancelled,
             wanted=future.set_running_or_notify_cancel,
-            deadlines=[deadline],
-            alarm=True,
         )
-        return future, lambda size: start(sizes=[size])
+        return future, call
 
     def _abort(self) -> None:
         """End what has not started."""
@@ -460,10 +460,6 @@ def _kept(config: Any) -> Any:
     if not isinstance(config, dict):
         return config
     return {key: dict(value) if isinstance(value, dict) else value for key, value in config.items()}
-
-
-def _notify(event: Event, index: int, error: BaseException | None) -> None:
-    event.notify(error)
 
 
 def _after_fork() -> None:

@@ -39,7 +39,7 @@ def pipe_stats(nodes: Nodes, entrance: Entrance) -> dict[str, dict[str, Any]]:
         errors[id(node.counts if node.jump is not None else node.stage)] = figures[name]["errors"]
         figures[name] |= {"expired": lost.count("expired", name), "cancelled": lost.count("cancelled", name)}
     figures[PIPE] = {
-        "queued": entrance.admission.waiting() if entrance.admission is not None else 0,
+        "queued": entrance.limit.waiting() if entrance.limit is not None else 0,
         "running": len(entrance.inside),
         "errors": sum(errors.values()),
         **{how: lost.count(how) for how in ("refused", "expired", "cancelled")},

@@ -32,7 +32,7 @@ def held(gate):
 
 
 def waiting(model):
-    return len(model._entrance.admission._waiting)
+    return len(model._entrance.limit._waiting)
 
 
 class TestTheTimeout:
@@ -119,7 +119,7 @@ class TestWaiting:
             gate.open()
             first.answer()
             second.answer()
-            assert model._entrance.admission._count == 0, "a place was lost"
+            assert model._entrance.limit._count == 0, "a place was lost"
             task._log_destroy_pending = False
 
     def test_of_those_that_gave_up_leaves_nothing(self, held, gate):
@@ -144,7 +144,7 @@ class TestWaiting:
             gate.open()
             first.answer()
             second.answer()
-            assert model._entrance.admission._count == 0
+            assert model._entrance.limit._count == 0
 
     def test_ends_with_close_whether_or_not_what_runs_does(self, held, gate):
         model = pipe({"backend": "Held", "max_pending": 1})
@@ -178,7 +178,7 @@ class TestWaiting:
                 request = {"data": 1, "node_name": "outer"}
                 Call(model, request).answer(3)
                 assert request["result"] == 2
-                assert model._entrance.admission._count == 0
+                assert model._entrance.limit._count == 0
 
 
 class TestPriorities:
@@ -242,7 +242,7 @@ class TestLimits:
 
 def test_deadlines_far_away_take_no_memory_once_their_requests_are_done():
     with pipe({"a": {"next": "b"}, "b": {}}) as model:
-        alarm = model._entrance.alarm
+        alarm = model._nodes.alarm
         for i in range(300):
             model.submit({"data": i}, timeout=3600 + i).result(LIMIT)
         assert len(alarm._due) < 100

@@ -76,7 +76,7 @@ def test_a_child_refuses_in_every_way_whatever_locks_were_held_at_the_fork():
         pipes = [torchpipe.pipe({"backend": "work", **more}) for more in ({}, {"max_pending": 2})]
         futures = [pipe.submit({"data": i}, timeout=30) for pipe in pipes for i in range(2)]
         locks = [pipe._nodes.pool._lock for pipe in pipes] + [pipe._closing for pipe in pipes]
-        locks += [pipes[1]._entrance.admission._lock, *(p._entrance.alarm._changed for p in pipes)]
+        locks += [pipes[1]._entrance.limit._lock, *(p._nodes.alarm._changed for p in pipes)]
         for lock in locks:
             lock.acquire()
         child = os.fork()

@@ -7,7 +7,7 @@ import threading
 import time
 from collections import deque
 
-from .outcome import Outcome
+from .call import Call
 from .pool import Substitute
 
 
@@ -16,25 +16,26 @@ class Calls:
 
     def __init__(self, count: int) -> None:
         self._errors: list[BaseException | None] = [None] * count
-        self._left = deque(range(count))
+        self._missing = deque(range(count))
         self._finished = threading.Event()
 
     def tell(self, index: int, error: BaseException | None) -> None:
         """Request ``index`` is over."""
         self._errors[index] = error
-        self._left.pop()
-        if not self._left:
+        self._missing.pop()
+        if not self._missing:
             self._finished.set()
 
-    def wait(self, outcomes: list[Outcome] | None = None) -> None:
-        """Wait for all, each at most until its deadline, and raise the first error."""
+    def wait(self, started: list[Call]) -> None:
+        """Wait for all, each of those ``started`` at most until its deadline, and raise the first error."""
         with Substitute():
-            for outcome in sorted(outcomes or (), key=lambda one: one.deadline or math.inf):
-                if outcome.deadline is None:
+            for call in sorted(started, key=lambda one: one.deadline or math.inf):
+                if call.deadline is None:
                     break
-                if self._finished.wait(max(outcome.deadline - time.monotonic(), 0)):
+                # ended by the last request's tell, or the deadline
+                if self._finished.wait(max(call.deadline - time.monotonic(), 0)):
                     break
-                outcome.expire()
+                call.expire()
             self._finished.wait()  # ended by the last request's tell
         failed = [error for error in self._errors if error is not None]
         try:

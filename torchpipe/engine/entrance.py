@@ -8,107 +8,64 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
 
 from ..backends.base import UNLIMITED
-from ..config import PipeConfig
-from ..errors import DeadlineError, MissingKeyError, PipeClosedError, RequestError, nearest, shown
-from ..graph import Graph
-from ..reason import settle
+from ..config import Limits
+from ..errors import DeadlineError, PipeClosedError
 from ..request import Request
-from .admission import Admission, size_of
+from .call import Call
+from .limit import Limit, size_of
 from .lost import Lost
-from .node import Route
-from .nodes import Nodes
-from .outcome import Outcome
+from .pool import Pool
+from .routing import Routing
 from .sending import drop, enqueue, tickets_of
 from .ticket import Step, Ticket
 
 
 class Entrance:
-    """What all calls of a pipe pass. ``closed`` says why they are refused, once they are."""
+    """What all calls of a pipe pass. ``closed`` says why they are refused, once they are.
 
-    def __init__(self, config: PipeConfig, graph: Graph, nodes: Nodes) -> None:
+    Args:
+        routing: the ways through the pipe.
+        limits: how many requests may be inside, if that is limited.
+        pool: the threads that run those that no thread waits for.
+        run_here: whether the current thread works for a request that is inside.
+    """
+
+    def __init__(self, routing: Routing, limits: Limits, pool: Pool, run_here: Callable[[], bool]) -> None:
         self.closed = ""
         self.inside: deque[None] = deque()  # its length is the number of requests inside
         # Stepping an iterator counts one in; a call could be interrupted before the try that counts it out.
         self.count_in = iter(functools.partial(self.inside.append, None), False)
         self.lost = Lost()
-        self.alarm = nodes.alarm
-        self._nodes = nodes
-        self._roots = nodes.entries(graph.roots)
-        self._single = len(config.nodes) == 1
-        self.restart = config.restart
-        limits = config.limits
-        self.admission: Admission | None = None
+        self._routing, self._pool = routing, pool
+        self.limit: Limit | None = None
         if limits.max_pending or limits.max_pending_bytes:
-            self.admission = Admission(
+            self.limit = Limit(
                 limits.max_pending or UNLIMITED,
                 limits.max_pending_bytes or math.inf,
                 limits.when_full == "refuse",
                 limits.priority_ageing / 1000,
-                nodes.run_here,
+                run_here,
             )
 
     def refuse_closed(self) -> None:
+        """Raise PipeClosedError once the pipe is closed."""
         if self.closed:
             raise PipeClosedError(f"{self.closed}; build a new one")
 
-    def send_away(self) -> int:
-        """Now that the pipe is closed: have those refused that wait for room. How many are inside."""
-        if self.admission is not None:
-            self.admission.open()
-        return len(self.inside)
+    def refuse_waiting(self) -> None:
+        """Now that the pipe is closed: have those refused that wait for room."""
+        if self.limit is not None:
+            self.limit.open()
 
-    def prepare(self, given: Request) -> tuple[Request, Route]:
-        """The pipe's own copy of a request, and the way that it takes."""
-        if "result" in given:
-            del given["result"]
-        if "reason" in given:
-            del given["reason"]
-        if "data" not in given:
-            raise MissingKeyError(
-                f"the request has no 'data'; its keys: {', '.join(map(repr, given)) or 'none'}"
-            )
-        request = dict(given)
-        if self._nodes.streams is not None:
-            self._nodes.streams.enter(request)
-        return request, self.route_of(request)
-
-    def route_of(self, request: Request) -> Route:
-        if self._single:
-            return self._nodes.route(self._roots[0])
-        name = request.get("node_name")
-        if name is None:
-            if len(self._roots) > 1:
-                raise MissingKeyError(f"set 'node_name' in the request to one of {', '.join(self._roots)}")
-            name = self._roots[0]
-        return self._route_to(name, "node_name")
-
-    def _route_to(self, name: Any, key: str) -> Route:
-        try:
-            return self._nodes.route(name)
-        except (KeyError, TypeError):
-            raise MissingKeyError(
-                f"{key} = {shown(name)} is no node. {nearest(name, self._nodes.by_name)}"
-            ) from None
-
-    def again(self, request: Request) -> Route | None:
-        """The way that a request takes once more, if it asks for that under the key ``restart``."""
-        key = self.restart
-        if key is None or key not in request or "result" not in request:
-            return None
-        route = self._route_to(request.pop(key), key)
-        request["data"] = request.pop("result")
-        return route
-
-    def admit(self, request: Request, deadline: float | None) -> int | None:
-        """Wait at the entrance, if there is one; what to give back when the request leaves."""
-        if self.admission is None:
+    def let_in(self, request: Request, deadline: float | None) -> int | None:
+        """Wait for room, where that is limited; what to give back when the request leaves."""
+        if self.limit is None:
             return None
         self.refuse_closed()
         try:
-            return self.admission.enter(request, deadline)
+            return self.limit.enter(request, deadline)
         except BaseException as error:
             self._turned_away(error)
             raise
@@ -120,8 +77,9 @@ class Entrance:
         else:  # its caller has left
             self.lost.add("cancelled")
 
-    async def admit_async(self, request: Request, deadline: float | None) -> int | None:
-        if self.admission is None:
+    async def let_in_async(self, request: Request, deadline: float | None) -> int | None:
+        """The same, without blocking the event loop."""
+        if self.limit is None:
             return None
         self.refuse_closed()
         loop = asyncio.get_running_loop()
@@ -136,16 +94,16 @@ class Entrance:
                 room.set_result(None)
 
         try:
-            number = self.admission.ask(request, size, come)
+            number = self.limit.ask(request, size, come)
         except BaseException as error:
             self._turned_away(error)
             raise
         if number is not None:
             left = None if deadline is None else max(deadline - time.monotonic(), 0)
             try:
-                await asyncio.wait_for(room, left)
+                await asyncio.wait_for(room, left)  # ended by whoever leaves, the deadline, or a cancellation
             except BaseException as error:
-                self.admission.give_up(number, size)
+                self.limit.give_up(number, size)
                 if isinstance(error, asyncio.TimeoutError):
                     self.lost.add("expired")
                     raise DeadlineError("the request found no room in the pipe in time") from None
@@ -153,102 +111,35 @@ class Entrance:
                 raise
         return size
 
-    def start(
-        self,
-        given: list[Request],
-        tell: Callable[[int, BaseException | None], None],
-        prepared: list[tuple[Request, Route]] | None = None,
-        send_on: Callable[[list[Ticket]], None] = enqueue,
-        cancelled: Callable[[], bool] = bool,
-        wanted: Callable[[], bool] = lambda: True,
-        deadlines: list[float | None] | None = None,
-        sizes: list[int | None] | None = None,
-        alarm: bool = False,
-    ) -> list[Outcome]:
-        """Send requests on their way; ``tell(index, error)`` is called for each when it is over.
-
-        Args:
-            prepared: their copies and ways, if they have been let in before.
-            send_on: queues their tickets.
-            cancelled: asked before each node.
-            wanted: asked once, at the end: from then on a request cannot be cancelled any more; if it was,
-                nothing is filled in and nobody is told.
-            deadlines: when each must be done.
-            sizes: what each occupies at the entrance, if there is one.
-            alarm: whether deadlines are seen to here, since no thread waits.
-        """
+    def start(self, calls: list[Call], send_on: Callable[[list[Ticket]], None] = enqueue) -> None:
+        """Send requests on their way; each is told when it is over. ``send_on`` queues their tickets."""
         tickets: list[Ticket] | None = None
-        outcomes: list[Outcome] = []
-        sizes = sizes or [None] * len(given)
-        for _ in iter(functools.partial(self.inside.extend, [None] * len(given)), False):
+        for _ in iter(functools.partial(self.inside.extend, [None] * len(calls)), False):
             break  # an iterator for the same reason as count_in
         try:
-            if prepared is None:  # else it was let in before
+            if any(call.prepared is None for call in calls):  # else they were let in before
                 self.refuse_closed()
-            self._nodes.pool.grow()  # if the system has no thread left this is the time to say so
+            self._pool.grow()  # if the system has no thread left this is the time to say so
             steps: list[Step] = []
-            for index, (request, route) in enumerate(prepared or map(self.prepare, given)):
-                request.pop("event", None)
-                deadline = deadlines[index] if deadlines else None
-                outcome = Outcome(
-                    self, given[index], index, tell, cancelled, wanted, deadline, sizes[index], alarm
-                )
-                outcomes.append(outcome)
-                if alarm:
-                    self.alarm.set(outcome)
-                steps += outcome.start(request, route)
+            for call in calls:
+                steps += call.start(self._routing, self.lost, self._count_out)
             tickets = tickets_of(steps)
             send_on(tickets)
         except BaseException:  # an interrupt, too: what nobody has taken yet is counted out here
-            for outcome in outcomes:
-                outcome.abandon()
+            for call in calls:
+                call.abandon()
             if tickets is None:
-                for outcome in outcomes:
-                    outcome.leave()
-                for size in sizes[len(outcomes) :]:
-                    self.count_out(size)
+                for call in calls:
+                    self._count_out(call)
             for ticket in tickets or ():
                 if ticket.claim():
                     drop(ticket)
             raise
-        return outcomes
 
-    def fill_in(self, given: Request, computed: Request) -> None:
-        """Write what was computed into the caller's dict, all keys but ``data``."""
-        if "data" in computed:  # half as long as a pop
-            del computed["data"]
-        if "reason" in computed:  # as it is wherever there is no result
-            settle(computed)
-        if self._nodes.streams is not None:
-            self._nodes.streams.settle(computed)
-        given.update(computed)
-
-    def count_out(self, size: int | None) -> None:
-        """A request leaves that occupied so much, where that counts."""
-        self.inside.pop()
-        if size is not None and self.admission is not None:
-            self.admission.leave(size)
-
-
-FAR = 1e9
-"""Seconds after which a deadline is none: clocks and locks do not count that far."""
-
-
-def deadline_of(request: Request, timeout: float | None) -> float | None:
-    """When a request must be done, on the clock of ``time.monotonic()``; None: whenever it is.
-
-    Raises:
-        RequestError: ``deadline`` in the request, or ``timeout``, is no number.
-    """
-    given = request.get("deadline")
-    if given is None and timeout is None:
-        return None
-    now = time.monotonic()
-    if given is not None and (not isinstance(given, (int, float)) or given != given):
-        raise RequestError(f"deadline = {shown(given)}: must be a number, such as time.monotonic() + 0.5")
-    if timeout is not None and (not isinstance(timeout, (int, float)) or timeout != timeout):
-        raise RequestError(f"timeout = {shown(timeout)}: must be a number of seconds")
-    ends = [
-        end for end in (given, None if timeout is None or timeout > FAR else now + timeout) if end is not None
-    ]
-    return float(max(min(ends), 0.0)) if ends and min(ends) < now + FAR else None
+    def _count_out(self, call: Call) -> None:
+        """A request leaves, once, and gives back what it occupied."""
+        if not call.counted_out:
+            call.counted_out = True
+            self.inside.pop()
+            if call.size is not None and self.limit is not None:
+                self.limit.leave(call.size)

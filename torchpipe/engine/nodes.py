@@ -22,7 +22,7 @@ from .instance import runs_here
 from .instances import Instances
 from .journey import begin
 from .node import Node, Route
-from .parts import call
+from .parts import send_and_wait
 from .pool import Pool
 from .stage import Stage
 from .unscheduled import Unscheduled
@@ -182,7 +182,7 @@ class Nodes:
 
     def call(self, route: Route, parts: list[Request]) -> list[Outcome]:
         """Send parts from inside a backend, and wait until all are at the end of ``route``."""
-        return call(route, parts, begin, self.streams)
+        return send_and_wait(route, parts, begin, self.streams)
 
     def _connect_streams(self) -> None:
         """Where a node has a GPU: all other nodes, users' filters and callers get values that are ready."""

@@ -160,7 +160,7 @@ def split(journey: Way, node: Node, request: Request, begin: Begin) -> list[Step
     return MergedParts(journey, node, request, len(parts)).start(route, parts, begin)
 
 
-def call(route: Route, parts: list[Request], begin: Begin, streams: Any = None) -> list[Outcome]:
+def send_and_wait(route: Route, parts: list[Request], begin: Begin, streams: Any = None) -> list[Outcome]:
     """Send ``parts`` from inside a backend, and wait until all are at the end of ``route``.
 
     ``streams`` is the module of that name, where a node has a GPU.

@@ -22,10 +22,10 @@ from .ticket import Ticket
 from .unscheduled import Unscheduled
 
 if TYPE_CHECKING:
-    from .entrance import Entrance
     from .instance import Instance
     from .instances import Instances
     from .nodes import Nodes
+    from .routing import Routing
 
     Runner = Union[Instance, Unscheduled]
 
@@ -36,7 +36,7 @@ LONG = 1.0
 """Seconds after which a warm-up shows its progress."""
 
 
-def warm_up(nodes: Nodes, entrance: Entrance, given: Any) -> None:
+def warm_up(nodes: Nodes, routing: Routing, given: Any) -> None:
     """Run what the configuration and ``given`` ask for; what it measures and counts is forgotten.
 
     Requests that start at a root go through the pipe, and warm up each node with what comes to it. One for
@@ -50,7 +50,7 @@ def warm_up(nodes: Nodes, entrance: Entrance, given: Any) -> None:
     if not requests and not any(owned.options.warmup for owned in nodes.owned.values()):
         return
     with Bar() as bar:
-        samples = _collect(nodes, entrance, requests)
+        samples = _collect(nodes, routing, requests)
         for name, owned in nodes.owned.items():
             if owned.options.warmup and name not in samples and not owned.jumps_alone:
                 samples[name] = [own_sample(owned)]
@@ -195,7 +195,7 @@ def _requests(given: Any, nodes: Nodes) -> list[Request]:
     return requests
 
 
-def _collect(nodes: Nodes, entrance: Entrance, requests: list[Request]) -> dict[str, list[Request]]:
+def _collect(nodes: Nodes, routing: Routing, requests: list[Request]) -> dict[str, list[Request]]:
     """The samples of each node that has instances, by the name of that node."""
     samples: dict[str, list[Request]] = {}
     for number, request in enumerate(requests):
@@ -205,7 +205,7 @@ def _collect(nodes: Nodes, entrance: Entrance, requests: list[Request]) -> dict[
         try:
             if node is None or not node.before:
                 with _recorded(nodes, samples):
-                    answer = _send(nodes, entrance, request)
+                    answer = _send(nodes, routing, request)
                 if "result" not in answer:
                     reason = answer.get("reason", "it could not be processed")
                     raise ConfigError(f"a warm-up request has no result: {reason}")
@@ -219,16 +219,16 @@ def _collect(nodes: Nodes, entrance: Entrance, requests: list[Request]) -> dict[
     return samples
 
 
-def _send(nodes: Nodes, entrance: Entrance, given: Request) -> Request:
+def _send(nodes: Nodes, routing: Routing, given: Request) -> Request:
     """Have a request go all its way; what it is at the end."""
-    request, route = entrance.prepare(fresh(given))
+    request, route = routing.prepare(fresh(given))
     for key in ("event", "deadline"):
         request.pop(key, None)
     while True:
         ((request, error),) = nodes.call(route, [request])
         if error is not None:
             raise error
-        again = entrance.again(request)
+        again = routing.once_more(request)
         if again is None:
             return request
         route = again

@@ -1,4 +1,4 @@
-"""The entrance: how many requests may be inside a pipe at once, and what happens to one too many."""
+"""The limit of a pipe: how many requests may be inside at once, and what happens to one too many."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ WINDOW = 64
 """The newest departures, from which the rate is computed."""
 
 
-class Admission:
+class Limit:
     """Counts what is inside. Who finds no room waits, by priority and order of arrival, or is refused.
 
     Args:
@@ -51,7 +51,7 @@ class Admission:
         """Come in, or wait until there is room; the request's bytes, to be given back to :meth:`leave`.
 
         Raises:
-            OverloadedError: there is no room, and this entrance does not let anybody wait.
+            OverloadedError: there is no room, and nobody may wait for it.
             DeadlineError: there was none in time.
         """
         size = size_of(request)

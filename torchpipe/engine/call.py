@@ -1,0 +1,152 @@
+"""A call: a request that other threads run for whoever asked, and how it ends: once, whoever ends it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from time import monotonic
+from typing import Any
+
+from ..errors import DeadlineError, as_error
+from ..request import Request
+from .alarm import Alarm
+from .journey import Journey
+from .lost import Lost
+from .node import Route
+from .routing import Routing
+from .ticket import Step
+
+
+def _always() -> bool:
+    return True
+
+
+@dataclass(eq=False, slots=True)
+class Call:
+    """What is to be done for one request, and what is to happen when that is over.
+
+    Args:
+        given: the caller's dict, which is filled in if all goes well.
+        tell: ``tell(error)``, called once unless nobody wants to know.
+        deadline: on the clock of ``time.monotonic()``.
+        size: what it occupies of the pipe's limit, if there is one.
+        alarm: sees to the deadline, where no thread waits that would.
+        cancelled: whether the caller has given it up; asked before each node.
+        wanted: asked once at the end; from then on it cannot be given up. If it was, nobody is told.
+        prepared: the pipe's copy of the request and its way, if it has been let in before.
+    """
+
+    given: Request
+    tell: Callable[[BaseException | None], Any]
+    deadline: float | None = None
+    size: int | None = None
+    alarm: Alarm | None = None
+    cancelled: Callable[[], bool] = bool
+    wanted: Callable[[], bool] = _always
+    prepared: tuple[Request, Route] | None = None
+    counted_out: bool = field(init=False, default=False)
+    _over: threading.Lock = field(init=False, default_factory=threading.Lock)  # held for ever by who ends it
+    _routing: Routing = field(init=False)
+    _lost: Lost = field(init=False)
+    _count_out: Callable[[Call], None] = field(init=False)
+    _journey: Journey | None = field(init=False, default=None)
+    _started: float = field(init=False)
+
+    def start(self, routing: Routing, lost: Lost, count_out: Callable[[Call], None]) -> list[Step]:
+        """The first steps of its way.
+
+        ``lost`` counts it, if it comes to nothing; ``count_out`` is called when nothing runs for it any more.
+        """
+        request, route = self.prepared or routing.prepare(self.given)
+        self.prepared = None
+        request.pop("event", None)
+        self._routing, self._lost, self._count_out = routing, lost, count_out
+        self._started = monotonic()
+        if self.alarm is not None:
+            self.alarm.set(self)
+        return self._go(request, route)
+
+    def _go(self, request: Request, route: Route) -> list[Step]:
+        self._journey = Journey(route, self)
+        return self._journey.start(request)
+
+    def over(self) -> bool:
+        """Whether running anything more for the request is of no use."""
+        return self._over.locked() or self.cancelled() or self._late()
+
+    def fail(self, error: BaseException) -> bool:
+        """End it now with an error; False if it had ended before.
+
+        Whatever still runs for it is not waited for, and what comes of that is dropped.
+        """
+        node = self._place()
+        if not self.abandon():
+            return False
+        wanted = self.wanted()
+        if wanted and isinstance(error, Exception):
+            self._lost.ended(error, node)
+        else:  # given up, or an interrupt took its caller away
+            self._lost.add("cancelled", node)
+        if wanted:
+            self.tell(error)
+        return True
+
+    def _place(self) -> str:
+        """The node that it has come to."""
+        journey = self._journey
+        return journey.at if journey is not None else ""
+
+    def abandon(self) -> bool:
+        """Let nobody be told any more; False if that has happened before."""
+        if not self._over.acquire(blocking=False):
+            return False
+        if self.alarm is not None:
+            self.alarm.forget(self)
+        return True
+
+    def expire(self) -> bool:
+        """End it because its time is up; False if it had ended before."""
+        return self.fail(self._too_late())
+
+    def ended(self, computed: Request, error: BaseException | None) -> list[Step]:
+        """Its journey is over: send it on its way once more, or end it."""
+        if error is None and computed:
+            try:
+                route = self._routing.once_more(computed)
+                if route is not None and not self.over():
+                    return self._go(computed, route)
+                if route is not None:
+                    computed = {}  # it was not done
+            except BaseException as raised:
+                error = raised
+        if error is None and not computed and self._late():
+            error = self._too_late()  # it was dropped for that
+        error = error and as_error(error)
+        mine = tell = False
+        try:
+            mine = self.abandon()
+            tell = mine and self.wanted()
+            if tell and error is None:
+                self._routing.fill_in(self.given, computed)
+        except BaseException as raised:  # a GPU that failed
+            error = raised
+        finally:
+            node = self._place()
+            self._journey = None  # which refers to this: no cycle may keep the request alive
+            if tell:
+                self._lost.ended(error, node)
+            elif mine:
+                self._lost.add("cancelled", node)
+            self._count_out(self)  # now that nothing runs for it, which may be later than its end
+            if tell:
+                self.tell(error)
+        return []
+
+    def _late(self) -> bool:
+        return self.deadline is not None and monotonic() >= self.deadline
+
+    def _too_late(self) -> DeadlineError:
+        node = self._place()
+        place = f"; it had come to node {node!r}" if node else ""
+        return DeadlineError(f"the request was not done within {monotonic() - self._started:.3f} s{place}")
