@@ -19,7 +19,7 @@ import torch
 
 import torchpipe
 from torchpipe import Backend, ConfigError, Pipe, register_backend
-from torchpipe.engine.warmup import sizes
+from torchpipe.engine.rounds import sizes
 
 ROOT = Path(__file__).parent.parent
 

@@ -16,13 +16,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from time import perf_counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from .request import STREAMS_KEY as KEY
 from .request import Request
+
+if TYPE_CHECKING:
+    from .backends.base import Backend
 
 PLAIN = frozenset((int, float, bool, str, bytes, bytearray, memoryview, type(None), np.ndarray, np.float32))
 """Types of values that no GPU can still be working on."""
@@ -157,6 +160,12 @@ def enter(request: Request) -> None:
     if devices:
         marks = tuple(Mark(torch.cuda.current_stream(device)) for device in devices)
         request[KEY] = request.get(KEY, ()) + marks
+
+
+def stream_for(backend: Backend, device: torch.device) -> InstanceStream:
+    """A stream for an instance of ``backend`` on its GPU, as it and those inside it wish."""
+    wishes = [inner.priority for inner in backend.tree() if inner.priority is not None]
+    return InstanceStream(device, wishes[0] if wishes else 0, backend.synchronous)
 
 
 def settle(request: Request) -> None:

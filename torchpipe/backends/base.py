@@ -114,6 +114,14 @@ class Backend:
             yield from part.tree()
 
 
+def gpu_of(backend: Backend) -> Any:
+    """The GPU that a backend computes on: where the first one in its tree does that says so; or None."""
+    for inner in backend.tree():
+        if getattr(inner.device, "type", "") == "cuda":
+            return inner.device
+    return None
+
+
 def run_in_pieces(child: Backend, batch: list[Request]) -> None:
     """Run a child that takes single requests on a batch of any size; what it raises names it."""
     for start in range(0, len(batch), child.max):

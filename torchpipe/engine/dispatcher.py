@@ -137,7 +137,7 @@ class Dispatcher:
             closing = self.queue.closing(instance, tickets, timed_out)
             start = perf_counter()
             if instance.awaited:
-                instance.watch(tickets)
+                instance.watch([(ticket.request, ticket.over) for ticket in tickets])
             errors = instance.execute([ticket.request for ticket in tickets], closing)
         except BaseException as error:  # not the backend's: that is in errors. Nobody may be left waiting
             errors = [error] * len(tickets)

@@ -73,6 +73,6 @@ def flush(stage: Stage, error: BaseException) -> None:
 
 def refuse_all(stage: Stage, error: BaseException) -> None:
     """No instance is left: refuse what comes, and end what waits."""
-    stage.queue.lost = error
+    stage.queue.out_of_order = error
     stage.queue.checks, stage.direct = True, False
     flush(stage, error)

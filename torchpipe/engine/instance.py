@@ -13,17 +13,14 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any
 
 from ..backends.awaited import Awaited
-from ..backends.base import Backend, refuse_returned
+from ..backends.base import Backend, gpu_of, refuse_returned
 from ..errors import as_error, note
 from ..reason import unanswered_by
 from ..request import Request
 from .batching import Costs
 
 if TYPE_CHECKING:
-    import torch
-
     from ..streams import InstanceStream
-    from .ticket import Ticket
 
 KEPT = 1024
 """How many of the newest times an instance keeps for percentiles."""
@@ -121,16 +118,16 @@ class Instance:
                 unanswered_by(request, self.node, self.backend.label)
                 self.no_result += 1
 
-    def watch(self, tickets: Iterable[Ticket]) -> None:
-        """Let what it awaits for these be cancelled when they are given up, or the instance is taken out."""
+    def watch(self, requests: Iterable[tuple[Request, Callable[[], bool]]]) -> None:
+        """Let what it awaits for these be cancelled when it is over for one, or the instance is taken out."""
         running = self.running
 
-        def given_up(ticket: Ticket) -> bool:
-            return not running or ticket.over()
+        def given_up(is_over: Callable[[], bool]) -> bool:
+            return not running or is_over()
 
         over: dict[int, Callable[[], bool]] = {}
-        for ticket in tickets:
-            over[id(ticket.request)] = functools.partial(given_up, ticket)
+        for request, is_over in requests:
+            over[id(request)] = functools.partial(given_up, is_over)
         for part in self.awaited:
             part.over = over
 
@@ -194,9 +191,9 @@ class Instance:
         if saved is None or half < self.min:
             return [self._named(error, i, batch) for i in range(len(batch))]
         # No variable holds them, as in execute.
-        return self._again(batch[:half], saved[:half]) + self._again(batch[half:], saved[half:])
+        return self._rerun(batch[:half], saved[:half]) + self._rerun(batch[half:], saved[half:])
 
-    def _again(self, batch: list[Request], saved: list[Request]) -> list[BaseException | None]:
+    def _rerun(self, batch: list[Request], saved: list[Request]) -> list[BaseException | None]:
         for request, before in zip(batch, saved, strict=True):
             request.clear()
             request.update(before)
@@ -226,23 +223,14 @@ def runs_here(instances: list[Instance]) -> bool:
     return False
 
 
-def gpu_of(backend: Backend) -> torch.device | None:
-    """The GPU that a backend computes on: where the first part of it does that says so."""
-    for part in backend.tree():
-        if getattr(part.device, "type", "") == "cuda":
-            return part.device
-    return None
-
-
 def _stream_of(backend: Backend) -> InstanceStream | None:
     """A stream for an instance that computes on a GPU."""
     gpu = gpu_of(backend)
     if gpu is None:
         return None
-    from ..streams import InstanceStream  # not before: a pipe without a GPU needs no torch
+    from ..streams import stream_for  # not before: a pipe without a GPU needs no torch
 
-    wishes = [part.priority for part in backend.tree() if part.priority is not None]
-    return InstanceStream(gpu, wishes[0] if wishes else 0, backend.synchronous)
+    return stream_for(backend, gpu)
 
 
 def own_copy(error: BaseException) -> BaseException:

@@ -13,12 +13,12 @@ from ..component import Blueprint
 from ..errors import ConfigError
 from ..node_config import NodeConfig
 from ..request import Request
-from . import warmup
 from .alarm import Alarm
 from .bound import BoundThread
 from .handover import put_in
 from .instance import Instance
 from .pool import Pool
+from .rounds import Bar, Runner, own_sample, run_batches, sample_of, sizes
 from .selection import ByWeight, InOrder, Similar
 from .stage import Stage
 from .unscheduled import Unscheduled
@@ -76,7 +76,7 @@ class Instances:
     def steps(self) -> int:
         """How many batches a warm-up runs."""
         runners = [runner for stage in self.stages for runner in _runners(stage)]
-        return self._rounds * sum(len(warmup.sizes(runner.min, runner.max)) for runner in runners)
+        return self._rounds * sum(len(sizes(runner.min, runner.max)) for runner in runners)
 
     def warm_up(self, samples: list[Request], step: Callable[[], None] = lambda: None) -> None:
         """Run batches of ``samples`` in each instance, on its own thread; raises what its backend raises."""
@@ -89,11 +89,11 @@ class Instances:
         """Warm up with the samples of those that these replace, if the configuration names no others."""
         samples = old.samples
         if self.options.warmup_data:
-            samples = [warmup.sample_of(self.options.warmup_data, f"node {self.name!r}")]
+            samples = [sample_of(self.options.warmup_data, f"node {self.name!r}")]
         if self.options.warmup and not samples:
-            samples = [warmup.own_sample(self)]
+            samples = [own_sample(self.name, self.options.warmup, self.backend)]
         if samples:
-            with warmup.Bar() as bar:
+            with Bar() as bar:
                 bar.expect(self.steps())
                 self.warm_up(samples, bar.step)
 
@@ -103,16 +103,14 @@ class Instances:
 
     def _warm_up(
         self,
-        runner: Instance | Unscheduled,
+        runner: Runner,
         stage: Stage | Unscheduled,
         step: Callable[[], None] = lambda: None,
     ) -> None:
         if isinstance(stage, Unscheduled) or isinstance(runner, Unscheduled):
-            warmup.run_batches(runner, self._rounds, self.samples, InOrder(), step)
+            run_batches(runner, self._rounds, self.samples, InOrder(), step)
             return
-        job = functools.partial(
-            warmup.run_batches, runner, self._rounds, self.samples, stage.queue.selection, step
-        )
+        job = functools.partial(run_batches, runner, self._rounds, self.samples, stage.queue.selection, step)
         thread = next((thread for thread in self._threads if thread.instance is runner), None)
         if thread is None:
             job()
@@ -147,7 +145,7 @@ class Instances:
                 old.retire()
             if self.retiring:
                 return False
-            put_in(stage, self._build_again(build, stage, bound))
+            put_in(stage, self._rebuild(build, stage, bound))
         return True
 
     def retire(self) -> None:
@@ -155,7 +153,7 @@ class Instances:
         with self.changing:
             self.retiring = True
 
-    def _build_again(self, build: Callable[[], Instance], stage: Stage, bound: bool) -> Instance:
+    def _rebuild(self, build: Callable[[], Instance], stage: Stage, bound: bool) -> Instance:
         new = self._build(build)
         if self.samples:
             self._warm_up(new, stage)
@@ -222,10 +220,10 @@ class Instances:
         return stage
 
     def _selection(self, instances: list[Instance]) -> InOrder | None:
-        options, weigh = self._node.options, self._node.weigh
+        options, blueprint = self._node.options, self._node.weigh
         if options.scheduler in ("SortSchedule", "ScoreSchedule"):
             return Similar(options.number_factor)
-        if options.scheduler != "Batching" and weigh is None:
+        if options.scheduler != "Batching" and blueprint is None:
             return None
         limits = sorted({instance.max for instance in instances})
         if len(limits) > 1:
@@ -233,9 +231,9 @@ class Instances:
                 f"node {self._node.name!r}: requests are weighed against one limit, but its instances have "
                 f"{' and '.join(map(str, limits))}"
             )
-        if weigh is None:
+        if blueprint is None:
             return ByWeight(limits[0], None)
-        weigher = weigh.build(0, self._backends, self._made())
+        weigher = blueprint.build(0, self._backends, self._made())
         if not weigher.shared:
             raise ConfigError(
                 f"node {self._node.name!r}: cal_request_size_method = {weigher.label!r} is called by several "
@@ -244,7 +242,7 @@ class Instances:
         return ByWeight(limits[0], weigher)
 
 
-def _runners(stage: Stage | Unscheduled) -> list[Instance | Unscheduled]:
+def _runners(stage: Stage | Unscheduled) -> list[Runner]:
     """What runs batches there."""
     return [stage] if isinstance(stage, Unscheduled) else [*stage.instances]
 

@@ -172,7 +172,7 @@ def send_and_wait(route: Route, parts: list[Request], begin: Begin, streams: Any
             streams.enter(part)  # behind what the backend has put on its stream so far
     awaited = AwaitedParts(len(parts))
     send(awaited.start(route, parts, begin))
-    awaited.wait()
+    awaited.wait()  # ended by the last part
     if streams is not None:
         for part, _ in awaited.outcomes:
             streams.settle(part)

@@ -7,11 +7,10 @@ from collections.abc import Callable
 from typing import Any
 
 from ..backends.awaited import Awaited
-from ..backends.base import Backend, refuse_returned
+from ..backends.base import Backend, gpu_of, refuse_returned
 from ..errors import STEERING, RequestError, as_error, note
 from ..reason import unanswered_by
 from ..request import Request
-from .instance import gpu_of
 from .pool import Pool
 from .sending import drop, go_on
 from .ticket import Ticket, Way

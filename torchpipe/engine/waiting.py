@@ -44,7 +44,7 @@ class Queue:
         self.pending: Pending = PriorityQueue(rules.ageing) if rules.ageing else deque()
         self.checks = bool(rules.selection or rules.ageing or rules.max_queue)  # requests, when they come
         self.refused = Count()  # those for which there was no room
-        self.lost: BaseException | None = None  # why no instance is left
+        self.out_of_order: BaseException | None = None  # why no instance is left
 
     def admit(
         self, tickets: list[Ticket], room: int
@@ -64,8 +64,8 @@ class Queue:
         """Why a ticket cannot wait here; ``more`` are about to be added to those that do."""
         rules = self._rules
         try:
-            if self.lost is not None:
-                raise own_copy(self.lost)
+            if self.out_of_order is not None:
+                raise own_copy(self.out_of_order)
             self.selection.check(ticket)
             if rules.ageing:
                 rank(ticket.request, ticket.came, rules.ageing)
