@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from time import perf_counter
 
-from ..backends.base import UNLIMITED, Backend
+from ..backends.base import Backend
 from ..errors import ReentryError
 from ..request import Request
 from .alarm import Alarm
