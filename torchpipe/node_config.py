@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -90,6 +91,12 @@ class NodeConfig:
         return self.groups[0].blueprint
 
 
+@functools.cache
+def _options() -> dict[str, Parameter]:
+    """The options by name: read once, since that takes longer than to read a node."""
+    return parameters_of(NodeOptions)
+
+
 def lender_of(scope: Scope, nodes: dict[str, dict[str, Any]]) -> str:
     """The name of the node whose instances this one uses."""
     name = scope.node
@@ -123,7 +130,7 @@ def lender_of(scope: Scope, nodes: dict[str, dict[str, Any]]) -> str:
 
 def _read_options(scope: Scope, ignore: tuple[str, ...] = ()) -> tuple[NodeOptions, dict[str, Setting]]:
     settings = {}
-    for name, parameter in parameters_of(NodeOptions).items():
+    for name, parameter in _options().items():
         found = scope.find("Interpreter::backend", name) if name == "backend" else scope.find(name)
         if name == "filter" and (wanted := _fallback(scope)) is not None:
             if found is not None and found[0] != "or":
