@@ -104,10 +104,10 @@ class TestGroups:
             {"backend": "Fixed&Fixed", "size": "4&2"}
         )
 
-    def test_have_no_more_values_than_there_are_groups(self):
-        assert "size = '1&4&8' has 3 parts for 2 groups" in refusal(
-            {"backend": "Fixed&Fixed", "size": "1&4&8"}
-        )
+    def test_are_as_many_as_the_longest_list_of_values_has_parts(self):
+        with pipe({"backend": "Fixed&Fixed", "size": "1&4&8"}) as model:
+            assert len(model.explain()["node"]["groups"]) == 3
+            assert model.explain()["node"]["max"] == 8
 
     def test_refuse_a_call_from_inside_that_would_wait_for_itself(self):
         models = []
