@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threads import LIMIT, Call, Gate, all_at_once, backend, copy_data, told
 
-from torchpipe import ConfigError, MissingKeyError, Pipe, RequestError, register_backend
+from torchpipe import ConfigError, MissingKeyError, Pipe, RequestError, TorchpipeError, register_backend
 from torchpipe.backends.chaos import Chaos, ChaosError, WrongType
 from torchpipe.backends.flow import Identity
 
@@ -33,9 +33,8 @@ def test_a_request_that_asks_for_nothing_passes():
 @pytest.mark.parametrize("fault", ["raise", "raise_after"])
 @pytest.mark.parametrize(
     "kind",
-    ["RuntimeError", "ValueError", "KeyError", "OSError", "TimeoutError", "MemoryError", "StopIteration",
-     "SystemExit"],
-)  # fmt: skip
+    ["RuntimeError", "ValueError", "KeyError", "OSError", "TimeoutError", "MemoryError", "SystemExit"],
+)
 def test_the_error_that_was_asked_for_reaches_the_caller(fault, kind):
     request = {"data": 5, "chaos": fault}
     with pytest.raises(
@@ -43,6 +42,16 @@ def test_the_error_that_was_asked_for_reaches_the_caller(fault, kind):
     ) as caught:
         run(request, error=kind)
     assert "result" not in request
+    assert "Chaos[Identity]" in told(caught.value)
+
+
+@pytest.mark.parametrize("fault", ["raise", "raise_after"])
+def test_an_end_of_an_iterator_that_was_asked_for_is_an_error_with_a_cause(fault):
+    request = {"data": 5, "chaos": fault}
+    with pytest.raises(TorchpipeError, match="StopIteration came out of it") as caught:
+        run(request, error="StopIteration")
+    assert "result" not in request
+    assert str(caught.value.__cause__) == f"Chaos: {fault} was asked for"
     assert "Chaos[Identity]" in told(caught.value)
 
 

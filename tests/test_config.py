@@ -614,7 +614,7 @@ def test_any_text_as_toml_is_understood_or_refused(tmp_path_factory, text):
 def repr_of(config) -> str:
     """A text to compare configurations by, with nan equal to itself and without long numbers."""
     if isinstance(config, dict):
-        return "{" + ",".join(f"{key!r}:{repr_of(value)}" for key, value in config.items()) + "}"
+        return "{" + ",".join(f"{repr_of(key)}:{repr_of(value)}" for key, value in config.items()) + "}"
     if isinstance(config, list):
         return "[" + ",".join(map(repr_of, config)) + "]"
     return hex(config) if isinstance(config, int) else repr(config)

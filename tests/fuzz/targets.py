@@ -69,7 +69,7 @@ def config(data: bytes) -> None:
     except ConfigError as error:
         str(error).encode()
     else:
-        str(explain(checked, dict.fromkeys(checked.nodes, 1))).encode()
+        str(explain(checked, dict.fromkeys(checked.nodes, 1), dict.fromkeys(checked.nodes, ()))).encode()
     assert repr(tree) == before, "the caller's dict was changed"
 
 
