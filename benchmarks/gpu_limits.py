@@ -31,8 +31,8 @@ class Decoder:
     def __init__(self, files: Sequence[bytes]) -> None:
         import torch
 
-        from torchpipe.backends.jpeg import header
-        from torchpipe.backends.nvjpeg import NvJpeg
+        from torchpipe.backends.gpu.nvjpeg import NvJpeg
+        from torchpipe.backends.image.jpeg import header
 
         self.nvjpeg = NvJpeg(torch.device("cuda", 0))
         self.files, self.headers = files, [header(file) for file in files]
@@ -133,7 +133,7 @@ def side_by_side(files: Sequence[bytes], model: dict[str, Any], seconds: float) 
 def whole(files: Sequence[bytes], model: dict[str, Any], seconds: float) -> list[str]:
     """Batches from files to answers, in threads that share nothing but the interpreter and the GPU."""
     from torchpipe.backends.engines.cudagraph import CudaGraphTensor
-    from torchpipe.backends.preprocess import PreprocessTensor
+    from torchpipe.backends.gpu.preprocess import PreprocessTensor
 
     settings = gpu_service.unaddressed(gpu_service.preprocessing())
     backends = [

@@ -180,8 +180,8 @@ def rival(case: Case) -> Call:
     import omniback
     import torch
 
-    from torchpipe.component import Scope, resolve
-    from torchpipe.expression import parse
+    from torchpipe.config.component import Scope, resolve
+    from torchpipe.config.expression import parse
 
     kept: dict[int, Any] = {}
     numbers = itertools.count(1)
@@ -298,9 +298,9 @@ def limits(case: Case) -> dict[str, float]:
     """Images a second of the decoder, the kernel and the model alone, and of the copy of files to the GPU."""
     import torch
 
-    from torchpipe.backends.decode_tensor import Decoder, DecodeTensor
     from torchpipe.backends.engines.cudagraph import CudaGraphTensor
-    from torchpipe.backends.preprocess import PreprocessTensor
+    from torchpipe.backends.gpu.decode import Decoder, DecodeTensor
+    from torchpipe.backends.gpu.preprocess import PreprocessTensor
 
     files = photographs()
     decoder, tensors = Decoder(torch.device("cuda", 0), "gpu", 1), DecodeTensor()
@@ -356,7 +356,7 @@ def in_threads(files: list[bytes], size: int, seconds: float = 0.5) -> float:
     """Files decoded a second by several decoders, each in a thread and a stream of its own."""
     import torch
 
-    from torchpipe.backends.decode_tensor import Decoder
+    from torchpipe.backends.gpu.decode import Decoder
 
     def work() -> int:
         decoder, count = Decoder(torch.device("cuda", 0), "gpu", 1), 0

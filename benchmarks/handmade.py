@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 LARGE, KEEP = 8 * 2**20, 16 * 2**20
-"""What torchpipe/memory.py tells glibc of large blocks and of the free memory that it keeps."""
+"""What torchpipe/environment.py tells glibc of large blocks and of the free memory that it keeps."""
 
 
 def level() -> None:

@@ -23,7 +23,7 @@ from PIL import Image
 from worker import PACKAGES, _version
 
 import torchpipe
-from torchpipe.config import load
+from torchpipe.config.pipe_config import load
 
 Request = dict[str, Any]
 BARE, FORWARD, PIPE = f"{report.LIMIT} library calls", "forward", "pipe of one node"

@@ -16,7 +16,7 @@ import torch.nn.functional as functional
 from images import SMALL, TO_224, Request, Step
 from photo import HEIGHT, WIDTH
 
-from torchpipe.backends.tensor import OneThread
+from torchpipe.backends.tensor.shared import OneThread
 
 
 @cache

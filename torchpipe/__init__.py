@@ -5,8 +5,8 @@ from typing import Any as _Any
 
 from . import environment as environment  # first: CUDA reads it when it starts
 from .backends.base import Backend
-from .backends.jump import Jump, MapReduce
-from .config import parse_toml
+from .backends.flow.jump import Jump, MapReduce
+from .config.pipe_config import parse_toml
 from .drawing import show
 from .errors import (
     ConfigError,

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from . import drawing
+from .encryption import command as encrypt
 from .errors import ConfigError, TorchpipeError
 from .output import Folder
 from .output import show as shown
 from .pipe import Pipe
 from .reference import backends, search
-from .tools import encrypt
 
 BROKEN_PIPE = 141
 """The exit status of a program whose reader has gone, as the shell counts it: 128 and SIGPIPE's number."""

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .encryption import SUFFIX
+from .encryption.files import SUFFIX
 from .errors import ConfigError, NoResultError, RequestError, shown
 from .pipe import Pipe
 from .reason import told

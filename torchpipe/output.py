@@ -128,7 +128,7 @@ def _file(value: Any, color: Any) -> tuple[bytes, str]:
         else:
             value = value.detach().cpu().resolve_conj().resolve_neg().numpy()
     elif _is_image(value):
-        from .backends.encode import encoded
+        from .backends.image.encode import encoded
 
         return encoded(value, ".png", [], color, "--out"), ".png"
     buffer = io.BytesIO()

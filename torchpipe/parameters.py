@@ -226,7 +226,7 @@ def name_arguments(
 
 def _kind(annotation: Any) -> str:
     from .backends.base import Backend
-    from .component import Unbuilt
+    from .config.component import Unbuilt
 
     if annotation is Backend:
         return "child"

@@ -14,7 +14,9 @@ from concurrent.futures import Future
 from typing import Any, NoReturn
 
 from .backends.base import UNLIMITED
-from .config import changed, load
+from .config.explain import Explanation, explain
+from .config.graph import check_graph
+from .config.pipe_config import changed, load
 from .engine.call import Call
 from .engine.calls import Calls
 from .engine.deadlines import deadline_of
@@ -31,8 +33,6 @@ from .engine.warmup import warm_up
 from .environment import settle_process
 from .errors import ConfigError, DeadlineError, OverloadedError, PipeClosedError, ReentryError, RequestError
 from .event import Event
-from .explain import Explanation, explain
-from .graph import check_graph
 from .request import Request
 from .stats import pipe_stats
 

@@ -10,9 +10,9 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
-from .catalogue import catalogue
+from .config.catalogue import catalogue
+from .config.expression import WORD, parse
 from .errors import ConfigError, located, nearest, shown
-from .expression import WORD, parse
 from .filters import BUILT_IN, Filter
 from .parameters import name_arguments, parameters_of
 

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from test_process import python
+from interpreter import python
 from threads import Call, Gate, backend, copy_data, until
 
 from torchpipe import PipeClosedError, pipe

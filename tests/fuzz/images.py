@@ -5,8 +5,8 @@ decoded in a child whose address space is limited. What must hold of every file:
 the pixels that ``admitted`` promises; the child's peak of memory grows by at most BASE bytes and EACH for
 each pixel; and the child lives. ``--count 100000`` is the whole of it, an hour; the test suite runs a slice.
 
-Three things are done to a file: it is damaged as in tests/corpus.py; numbers in its header are replaced by
-large or odd ones; and pieces that matter to one format (a second size, a tag, a comment, a chunk) are put in.
+Three things are done to a file: it is damaged as in corpus.py; numbers in its header are replaced by large or
+odd ones; and pieces that matter to one format (a second size, a tag, a comment, a chunk) are put in.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 from corpus import by_opencv, damaged, sources  # noqa: E402
 
-from torchpipe.backends.image_size import NAMES, SURE, admitted, claim  # noqa: E402
-from torchpipe.backends.libjpeg import MODES, read  # noqa: E402
-from torchpipe.backends.opencv import NoImageError  # noqa: E402
+from torchpipe.backends.image.image_size import NAMES, SURE, admitted, claim  # noqa: E402
+from torchpipe.backends.image.libjpeg import MODES, read  # noqa: E402
+from torchpipe.backends.image.opencv import NoImageError  # noqa: E402
 
 MOST_PIXELS = 4_000_000
 """What promises more is left out: max_pixels refuses it in a pipe."""

@@ -20,8 +20,8 @@ import torchpipe.registry  # noqa: E402 - first without instruments: torch and t
 torchpipe.registry.load_built_in()
 for name in [name for name in sys.modules if name.split(".")[0] in ("tomllib", "tomli", "lark")]:
     del sys.modules[name]
-for name in ("expression", "config", "node_config", "component", "parameters", "mapping", "graph", "explain"):
-    sys.modules.pop(f"torchpipe.{name}", None)
+for name in [name for name in sys.modules if name.startswith(("torchpipe.config", "torchpipe.parameters"))]:
+    del sys.modules[name]
 with atheris.instrument_imports(include=["torchpipe", "tomllib", "tomli", "lark"]):
     from targets import CORPUS, TARGETS
 

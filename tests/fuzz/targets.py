@@ -8,11 +8,11 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 
-from torchpipe.config import load, parse_toml
+from torchpipe.config.explain import explain
+from torchpipe.config.expression import parse, parse_groups
+from torchpipe.config.graph import check_graph
+from torchpipe.config.pipe_config import load, parse_toml
 from torchpipe.errors import ConfigError, ConfigWarning
-from torchpipe.explain import explain
-from torchpipe.expression import parse, parse_groups
-from torchpipe.graph import check_graph
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -9,7 +9,7 @@ from typing import Any
 from ..errors import ConfigError
 from ..request import Request
 from .base import Backend
-from .jump import Jump
+from .flow.jump import Jump
 
 LOOKED_AT = ("bound", "device", "priority", "synchronous")
 """Attributes of a Backend that the engine asks for."""

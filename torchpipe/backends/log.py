@@ -10,7 +10,7 @@ from ..parameters import Key
 from ..registry import built_in
 from ..request import TASK_DATA_KEY, TASK_RESULT_KEY, Request
 from .base import UNLIMITED, Backend
-from .tensor import OneThread, tensors_of
+from .tensor.shared import OneThread, tensors_of
 
 LOGGER = logging.getLogger("torchpipe")
 

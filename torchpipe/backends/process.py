@@ -12,13 +12,13 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from ..channel import Late, dumps
-from ..component import Unbuilt
+from ..config.component import Unbuilt
 from ..errors import ConfigError, WorkerDiedError, WorkerError, shown
 from ..registry import built_in, export
 from ..request import Request
-from ..worker import Death, Worker
-from ..worker_main import Changes
+from ..workers.channel import Late, dumps
+from ..workers.child import Changes
+from ..workers.parent import Death, Worker
 from .base import Backend, warming
 
 REMEMBERED = 16

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from ..backends.jump import Jump
-from ..config import load
-from ..graph import Graph, check_graph
-from ..node_config import NodeConfig
+from ..backends.flow.jump import Jump
+from ..config.graph import Graph, check_graph
+from ..config.node_config import NodeConfig
+from ..config.pipe_config import load
 
 
 @dataclass(frozen=True)

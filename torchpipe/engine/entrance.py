@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable
 
 from ..backends.base import UNLIMITED
-from ..config import Limits
+from ..config.pipe_config import Limits
 from ..errors import DeadlineError, PipeClosedError
 from ..request import Request
 from .call import Call

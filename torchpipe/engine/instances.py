@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 from ..backends.awaited import Awaited
 from ..backends.base import Backend
-from ..backends.jump import Jump
-from ..component import Blueprint
+from ..backends.flow.jump import Jump
+from ..config.component import Blueprint
+from ..config.node_config import NodeConfig
 from ..errors import ConfigError
-from ..node_config import NodeConfig
 from ..request import Request
 from .alarm import Alarm
 from .bound import BoundThread

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from ..config.mapping import Mapping
 from ..errors import STEERING, FilterError, as_error, note
 from ..filters import Filter, Status
-from ..mapping import Mapping
 from ..reason import forget, not_run
 from ..request import Request
 from .instance import KEPT
@@ -18,7 +18,7 @@ from .stage import Stage
 from .unscheduled import Unscheduled
 
 if TYPE_CHECKING:
-    from ..backends.jump import Jump
+    from ..backends.flow.jump import Jump
 
 
 class JumpCounts:

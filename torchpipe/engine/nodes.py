@@ -7,13 +7,13 @@ import functools
 from types import ModuleType
 
 from ..backends.base import Backend
-from ..backends.jump import Jump, MapReduce, Outcome
-from ..config import PipeConfig
+from ..backends.flow.jump import Jump, MapReduce, Outcome
+from ..config.graph import Graph
+from ..config.mapping import Mapping
+from ..config.node_config import NodeConfig
+from ..config.pipe_config import PipeConfig
 from ..errors import ConfigError, nearest, note
 from ..filters import BUILT_IN, Filter
-from ..graph import Graph
-from ..mapping import Mapping
-from ..node_config import NodeConfig
 from ..registry import make_filter
 from ..request import Request
 from .alarm import Alarm

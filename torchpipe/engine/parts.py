@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ..backends.jump import Outcome
+from ..backends.flow.jump import Outcome
 from ..errors import note
 from ..reason import unanswered_by
 from ..request import STREAMS_KEY, Request

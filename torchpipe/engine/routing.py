@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..config import PipeConfig
+from ..config.graph import Graph
+from ..config.pipe_config import PipeConfig
 from ..errors import MissingKeyError, nearest, shown
-from ..graph import Graph
 from ..reason import settle
 from ..request import Request
 from .node import Route

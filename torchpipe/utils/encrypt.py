@@ -2,7 +2,7 @@
 
 import sys
 
-from ..tools.encrypt import main
+from ..encryption.command import main
 
 if __name__ == "__main__":
     sys.exit(main())

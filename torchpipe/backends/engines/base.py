@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from pydantic import Field
 
-from ...encryption import SUFFIX, decrypted
+from ...encryption.files import SUFFIX, decrypted
 from ...errors import ConfigError, ConfigWarning, RequestError
 from ...parameters import Number
 from ...request import Request
 from ..base import Backend
-from ..casts import Cast, check
-from ..opencv import describe
-from ..tensor import apart, as_numpy, gpu
+from ..image.opencv import describe
+from ..tensor.casts import Cast, check
+from ..tensor.shared import apart, as_numpy, gpu
 from .rows import SEEN, Rows, Values, copied
 
 Precision = Literal["fp32", "fp16", "bf16"]

@@ -18,9 +18,9 @@ from ...parameters import Count, DeviceName, FilePath, Numbers
 from ...registry import built_in
 from ...request import Request
 from ..base import Backend
-from ..casts import Cast
-from ..cuda import upload
-from ..opencv import describe
+from ..gpu.cuda import upload
+from ..image.opencv import describe
+from ..tensor.casts import Cast
 from .base import Engine, Normalise, RawBytes, existing_file, gpu_for, zeros
 from .graphs import COARSE, FINE, Graphs, batch_sizes
 from .module import in_precision, load_export, load_script, private_copy

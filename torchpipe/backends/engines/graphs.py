@@ -12,8 +12,8 @@ import torch
 
 from ...errors import ConfigError, RequestError
 from ...request import Request
-from ..cudart import Graph, Point, copy, current_stream
-from ..preprocess import PreprocessTensor
+from ..gpu.cudart import Graph, Point, copy, current_stream
+from ..gpu.preprocess import PreprocessTensor
 from .post import Postprocessor, each_axis, on_gpu
 
 WARM_UPS = 4

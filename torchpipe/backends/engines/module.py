@@ -13,10 +13,10 @@ import torch
 from ...errors import ConfigError
 from ...parameters import Count, FilePath, Numbers
 from ...registry import built_in
-from ..casts import Cast
-from ..cuda import upload
-from ..opencv import describe
-from ..tensor import torch_device
+from ..gpu.cuda import upload
+from ..image.opencv import describe
+from ..tensor.casts import Cast
+from ..tensor.shared import torch_device
 from .base import DTYPES, Engine, Precision, Threads, limit_torch_threads, model_source
 from .rows import ROUGH, SEEN, Rows
 from .trust import check_export, check_script

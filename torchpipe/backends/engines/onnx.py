@@ -14,9 +14,9 @@ from ...errors import ConfigError, optional
 from ...parameters import Count, DeviceName, FilePath, Numbers
 from ...registry import built_in
 from ...request import Request
-from ..casts import Cast, numbers
-from ..cuda import upload
-from ..tensor import torch_device
+from ..gpu.cuda import upload
+from ..tensor.casts import Cast, numbers
+from ..tensor.shared import torch_device
 from .base import Engine, ForcedRange, Threads, force, model_source, zeros
 from .footprint import Footprint
 from .onnx_signature import Signature, as_value

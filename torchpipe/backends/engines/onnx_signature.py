@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from ...errors import ConfigError, RequestError, optional
-from ..casts import NOT_IN_NUMPY, numbers
-from ..opencv import describe
-from ..tensor import OneThread
+from ..image.opencv import describe
+from ..tensor.casts import NOT_IN_NUMPY, numbers
+from ..tensor.shared import OneThread
 from .base import without_axes
 from .rows import Values
 

@@ -12,9 +12,9 @@ from ...parameters import Count, FilePath, Numbers
 from ...registry import built_in
 from ...request import Request
 from ..base import Backend
-from ..casts import Cast, check_array, numbers
-from ..opencv import describe, mat
-from ..tensor import OneThread
+from ..image.opencv import describe, mat
+from ..tensor.casts import Cast, check_array, numbers
+from ..tensor.shared import OneThread
 from .base import Engine, Precision, RawBytes, Threads, existing_file, without_axes, zeros
 from .footprint import Footprint
 from .rows import ROUGH, SEEN, Rows, Values

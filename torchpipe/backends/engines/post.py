@@ -10,11 +10,11 @@ import torch
 from ...errors import ConfigError, RequestError
 from ...request import Request
 from ..base import Backend, run_child
-from ..cuda import download
-from ..flow import Identity
-from ..opencv import describe
-from ..preprocess import PreprocessTensor
-from ..tensor import apart
+from ..flow.flow import Identity
+from ..gpu.cuda import download
+from ..gpu.preprocess import PreprocessTensor
+from ..image.opencv import describe
+from ..tensor.shared import apart
 
 Postprocessor = Literal["split", "cpu", "SoftmaxCpu", "SoftmaxMax", "SoftmaxArgMax"]
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from ...errors import ConfigError, ConfigWarning, RequestError
-from ..casts import numbers
-from ..opencv import describe
-from ..tensor import OneThread
+from ..image.opencv import describe
+from ..tensor.casts import numbers
+from ..tensor.shared import OneThread
 
 Values = list[Any]
 """Inputs or outputs of a network: tensors, or arrays and lists of what is no number."""

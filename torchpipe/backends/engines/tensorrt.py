@@ -10,15 +10,15 @@ from typing import Annotated, Any, Literal
 import torch
 from pydantic import Field
 
-from ...encryption import SUFFIX
+from ...encryption.files import SUFFIX
 from ...errors import ConfigError, RequestError
 from ...parameters import DeviceName, FilePath, Numbers, PerInstance
 from ...registry import built_in
 from ...request import Request
 from ..base import Backend
-from ..casts import Cast, check
-from ..cuda import upload
-from ..opencv import describe
+from ..gpu.cuda import upload
+from ..image.opencv import describe
+from ..tensor.casts import Cast, check
 from . import tensorrt_api as api
 from .base import ForcedRange, RawBytes, force, gpu_for, zeros
 from .graphs import Graphs, batch_sizes

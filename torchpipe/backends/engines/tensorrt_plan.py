@@ -12,7 +12,7 @@ from typing import Any, Optional
 
 import torch
 
-from ...encryption import SUFFIX, encrypt, find_key
+from ...encryption.files import SUFFIX, encrypt, find_key
 from ...errors import ConfigError
 from . import tensorrt_api as api
 from .base import existing_file, model_source

@@ -1,0 +1,1 @@
+"""Backends that make answers of a network's output: scores, classes, boxes."""

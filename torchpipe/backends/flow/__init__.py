@@ -1,0 +1,1 @@
+"""Backends that lead requests: what runs when, with which keys, in which numbers."""

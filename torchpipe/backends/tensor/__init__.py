@@ -1,0 +1,1 @@
+"""Backends on tensors: moved, changed, resized, cut, joined, read and written."""

@@ -1,0 +1,1 @@
+"""Backends that stand before a language model."""

@@ -1,0 +1,1 @@
+"""Model files that only who has the key can read."""

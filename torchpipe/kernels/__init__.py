@@ -1,1 +1,0 @@
-"""GPU kernels, compiled by Triton when they are first used."""

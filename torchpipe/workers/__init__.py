@@ -1,0 +1,1 @@
+"""Worker processes: messages between two processes, the parent's side and the child's."""
