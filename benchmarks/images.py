@@ -150,7 +150,7 @@ STEPS: list[Step] = [
         lambda width, height: {"color": "bgr"},
     ),
     Step("FloatMat", lambda r: r["data"].astype(np.float32)),
-    Step("ResizePadMat", pad, {"max_h": 320, "max_w": 320}),
+    Step("ResizePadMat", pad, {"resize_h": 320, "resize_w": 320}),
     Step("LetterBoxMat", pad, {"resize_h": 320, "resize_w": 320}),
     Step("FixHResizePadMat", fix_height, {"resize_h": 48, "max_w": 192}),
     Step(

@@ -115,7 +115,7 @@ STEPS = [
         source="tensor",
         note=" (antialias)",
     ),
-    Step("ResizePadTensor", resize_pad, {"max_h": 320, "max_w": 320}, source="tensor"),
+    Step("ResizePadTensor", resize_pad, {"resize_h": 320, "resize_w": 320}, source="tensor"),
     Step("CropResizeTensors", crops, {"resize_h": 112, "resize_w": 112}, boxes, source="tensor"),
     Step(
         "CvtColorTensor",

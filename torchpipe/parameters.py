@@ -39,6 +39,10 @@ Key = Annotated[str, pydantic.AfterValidator(_key)]
 Size = Annotated[int, pydantic.Field(ge=1, le=1_048_576)]
 """The width or height of an image in pixels."""
 
+NewHeight = Annotated[Size, "key max_h"]
+NewWidth = Annotated[Size, "key max_w"]
+"""The size that an image will have, which some backends of v0 call the largest that it may have."""
+
 DeviceName = Annotated[str, "per instance"]
 """A device, or several separated by semicolons that the instances of a node take in turn: ``0;1``."""
 
@@ -87,9 +91,9 @@ class Parameter:
 
     @property
     def keys(self) -> list[str]:
-        """The names under which a configuration may write it; ``Annotated[str, "key a::b"]`` adds one."""
+        """The names under which a configuration may write it, its own first; ``"key a::b"`` adds one."""
         metadata = getattr(self.annotation, "__metadata__", ())
-        return [text[4:] for text in metadata if isinstance(text, str) and text[:4] == "key "] + [self.name]
+        return [self.name, *(text[4:] for text in metadata if isinstance(text, str) and text[:4] == "key ")]
 
     @property
     def copies(self) -> str:
@@ -203,13 +207,16 @@ def name_arguments(
         ConfigError: naming ``where``, for a name that is not declared, or more values than parameters.
     """
     taken = {name: p for name, p in declared.items() if p.kind in ("value", "bracket")}
+    names = {key: name for name, p in taken.items() for key in p.keys}
     named: dict[str, str] = {}
     unnamed: list[str] = []
     for key, value in args:
-        if key and key not in taken:
-            raise ConfigError(f"{where}: unknown parameter {key!r}. {nearest(key, taken)}")
+        if key and key not in names:
+            raise ConfigError(f"{where}: unknown parameter {key!r}. {nearest(key, names)}")
+        if key and key != names[key] and names[key] in named:
+            raise ConfigError(f"{where}: {key} is another name of {names[key]}, which is given, too")
         if key:
-            named[key] = value
+            named[names[key]] = value
         elif named:
             raise ConfigError(f"{where}: ({value}) lacks the parameter's name. {nearest('', taken)}")
         else:

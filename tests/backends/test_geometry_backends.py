@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from images import noise, photo, refusal, run, same
 from threads import all_at_once
 
-from torchpipe import ConfigError, MissingKeyError, Pipe, RequestError
+from torchpipe import ConfigError, MissingKeyError, Pipe, RequestError, reference
 from torchpipe.backends.image.boxes import BoxError
 from torchpipe.backends.image.crop import CropMat, CropResizeMat
 from torchpipe.backends.image.inverse import Inverse
@@ -564,3 +564,20 @@ def test_eight_threads_each_get_their_own_image_and_their_own_way_back():
 
     with Pipe({"backend": "ResizePadMat", "max_h": 40, "max_w": 48, "instance_num": 2}) as pipe:
         assert all(all_at_once([lambda n=n: client(n) for n in range(8)]))
+
+
+@pytest.mark.parametrize("name", ["ResizePadMat", "ResizeCenterPadMat", "LetterBoxMat", "TopLeftResizeMat"])
+def test_a_parameter_has_one_name_and_the_older_ones_mean_the_same(name):
+    image = np.full((30, 60, 3), 9, np.uint8)
+    new = reference.run(f"{name}(resize_h=40,resize_w=50,pad_value=7)", {"data": image})["result"]
+    assert new.shape == (40, 50, 3)
+    assert tuple(new[-1, -1]) == (7, 7, 7)
+    size = "max_h=40,max_w=50" if "Pad" in name else "resize_h=40,resize_w=50"
+    assert (reference.run(f"{name}({size},pad_val=7)", {"data": image})["result"] == new).all()
+    older = {f"{name}::pad_val": 7, **dict(part.split("=") for part in size.split(","))}
+    assert (reference.run(name, {"data": image}, **older)["result"] == new).all()
+
+
+def test_a_parameter_by_two_of_its_names_is_an_error():
+    with pytest.raises(ConfigError, match="max_h is another name of resize_h, which is given, too"):
+        reference.run("ResizePadMat(resize_h=40,max_h=50,resize_w=9)", {"data": np.zeros((3, 3), np.uint8)})

@@ -316,7 +316,7 @@ def _resolve_children(
     component, where = blueprint.component, blueprint.where
     slots = [p for p in declared.values() if p.kind in ("child", "unbuilt", "children", "copies", "bracket")]
     given, source = component.children, "brackets"
-    found = scope.find(*_addressed(blueprint, "backend")) if slots else None
+    found = scope.find(*_addressed(blueprint, ["backend"])) if slots else None
     if not given and found is not None:
         text, source = found
         with located(f"{where} ({source})"):
@@ -399,7 +399,7 @@ def _setting(
 ) -> Setting:
     name, where = parameter.name, blueprint.where
     plain = () if name in NODE_KEYS else parameter.keys
-    found = scope.find(*_addressed(blueprint, name), *plain)
+    found = scope.find(*_addressed(blueprint, parameter.keys), *plain)
     if name in private:
         value, source = private.pop(name), f"{blueprint.component.name}({name}=...)"
     elif found is None:
@@ -449,6 +449,6 @@ def keys_of(text: str) -> tuple[set[str], bool]:
     return keys, False
 
 
-def _addressed(blueprint: Blueprint, name: str) -> list[str]:
+def _addressed(blueprint: Blueprint, keys: list[str]) -> list[str]:
     names = dict.fromkeys((blueprint.component.name, blueprint.cls.__name__))
-    return [f"{component}::{name}" for component in names]
+    return [f"{component}::{key}" for component in names for key in keys]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ...parameters import Size
+from ...parameters import NewHeight, NewWidth, Size
 from ...registry import built_in
 from ...request import Request
 from ..base import Backend
@@ -12,21 +12,21 @@ from .pad import Padding, PadValue, fitted
 
 
 class _Fitting(Backend):
-    """Resizes in proportion into max_w x max_h and pads what is left over."""
+    """Resizes in proportion into a size and pads what is left over."""
 
     shared = True
     centred = False
 
-    def __init__(self, max_h: int, max_w: int, padding: Padding) -> None:
-        self.max_h, self.max_w, self.padding = max_h, max_w, padding
+    def __init__(self, resize_h: int, resize_w: int, padding: Padding) -> None:
+        self.resize_h, self.resize_w, self.padding = resize_h, resize_w, padding
 
     def forward_one(self, request: Request) -> None:
         image = mat(request, self.padding.name)
-        height, width = fitted(image.shape[0], image.shape[1], self.max_h, self.max_w)
-        left, top = ((self.max_w - width) // 2, (self.max_h - height) // 2) if self.centred else (0, 0)
+        height, width = fitted(image.shape[0], image.shape[1], self.resize_h, self.resize_w)
+        left, top = ((self.resize_w - width) // 2, (self.resize_h - height) // 2) if self.centred else (0, 0)
         small = resized(image, width, height, self.padding.name)
         request["result"] = self.padding(
-            small, top, self.max_h - height - top, left, self.max_w - width - left
+            small, top, self.resize_h - height - top, left, self.resize_w - width - left
         )
         original = image.shape[1], image.shape[0]
         request["inverse_trans"] = Inverse.of_resize(original, (width, height), left, top)
@@ -38,16 +38,16 @@ class _Fitting(Backend):
 
 @built_in()
 class ResizePadMat(_Fitting):
-    """Resizes an image in proportion into max_h x max_w, at the top left, and pads the rest.
+    """Resizes an image in proportion into resize_h x resize_w, at the top left, and pads the rest.
 
     The side that does not fill the size is rounded. A fractional ``pad_value`` makes the image float32.
 
-    Reads ``data``: image HxWxC or HxW. Writes ``result``: max_h x max_w of the same dtype and channels;
+    Reads ``data``: image HxWxC or HxW. Writes ``result``: resize_h x resize_w of the same dtype and channels;
     ``inverse_trans``: new image -> original, not limited to the image.
 
     Args:
-        max_h: new height in pixels.
-        max_w: new width in pixels.
+        resize_h: new height in pixels.
+        resize_w: new width in pixels.
         pad_value: one number, or one for each channel in the image's order.
 
     Raises:
@@ -55,28 +55,29 @@ class ResizePadMat(_Fitting):
         RequestError: ``data`` is no image, or does not go with ``pad_value`` or OpenCV.
 
     Example:
-        >>> request = run("ResizePadMat", {"data": np.zeros((30, 60, 3), np.uint8)}, max_h=40, max_w=40)
+        >>> request = {"data": np.zeros((30, 60, 3), np.uint8)}
+        >>> request = run("ResizePadMat", request, resize_h=40, resize_w=40)
         >>> request["result"].shape, request["inverse_trans"](40, 20)
         ((40, 40, 3), (60.0, 30.0))
     """
 
-    def __init__(self, max_h: Size, max_w: Size, pad_value: PadValue = 0.0) -> None:
-        super().__init__(max_h, max_w, Padding("ResizePadMat", pad_value))
+    def __init__(self, resize_h: NewHeight, resize_w: NewWidth, pad_value: PadValue = 0.0) -> None:
+        super().__init__(resize_h, resize_w, Padding("ResizePadMat", pad_value))
 
 
 @built_in()
 class ResizeCenterPadMat(_Fitting):
-    """Resizes an image in proportion into max_h x max_w, in the middle, and pads the rest.
+    """Resizes an image in proportion into resize_h x resize_w, in the middle, and pads the rest.
 
     The side that does not fill the size is rounded; of an odd rest, the larger part is right or below. A
     fractional ``pad_value`` makes the image float32.
 
-    Reads ``data``: image HxWxC or HxW. Writes ``result``: max_h x max_w of the same channels;
+    Reads ``data``: image HxWxC or HxW. Writes ``result``: resize_h x resize_w of the same channels;
     ``inverse_trans``: new image -> original, not limited to the image.
 
     Args:
-        max_h: new height in pixels.
-        max_w: new width in pixels.
+        resize_h: new height in pixels.
+        resize_w: new width in pixels.
         pad_value: one number, or one for each channel in the image's order.
 
     Raises:
@@ -84,20 +85,21 @@ class ResizeCenterPadMat(_Fitting):
         RequestError: ``data`` is no image, or does not go with ``pad_value`` or OpenCV.
 
     Example:
-        >>> request = run("ResizeCenterPadMat", {"data": np.zeros((30, 60, 3), np.uint8)}, max_h=40, max_w=40)
+        >>> request = {"data": np.zeros((30, 60, 3), np.uint8)}
+        >>> request = run("ResizeCenterPadMat", request, resize_h=40, resize_w=40)
         >>> request["inverse_trans"](0, 10)
         (0.0, 0.0)
     """
 
     centred = True
 
-    def __init__(self, max_h: Size, max_w: Size, pad_value: PadValue = 0.0) -> None:
-        super().__init__(max_h, max_w, Padding("ResizeCenterPadMat", pad_value))
+    def __init__(self, resize_h: NewHeight, resize_w: NewWidth, pad_value: PadValue = 0.0) -> None:
+        super().__init__(resize_h, resize_w, Padding("ResizeCenterPadMat", pad_value))
 
 
 class _LetterBox(_Fitting):
     def tell(self, request: Request, original: tuple[int, int], left: int, top: int) -> None:
-        request["scale"] = min(self.max_w / original[0], self.max_h / original[1])
+        request["scale"] = min(self.resize_w / original[0], self.resize_h / original[1])
         request["offset"] = left, top
 
 
@@ -113,23 +115,23 @@ class LetterBoxMat(_LetterBox):
     Args:
         resize_h: new height in pixels.
         resize_w: new width in pixels.
-        pad_val: one number, or one for each channel in the image's order; YOLO's is 114.
+        pad_value: one number, or one for each channel in the image's order; YOLO's is 114.
 
     Raises:
-        ConfigError: ``pad_val`` is not 1 to 4 finite numbers.
-        RequestError: ``data`` is no image, or does not go with ``pad_val`` or OpenCV.
+        ConfigError: ``pad_value`` is not 1 to 4 finite numbers.
+        RequestError: ``data`` is no image, or does not go with ``pad_value`` or OpenCV.
 
     Example:
         >>> request = {"data": np.zeros((30, 60, 3), np.uint8)}
-        >>> request = run("LetterBoxMat", request, resize_h=40, resize_w=30, pad_val=114)
+        >>> request = run("LetterBoxMat", request, resize_h=40, resize_w=30, pad_value=114)
         >>> request["scale"], request["offset"]
         (0.5, (0, 12))
     """
 
     centred = True
 
-    def __init__(self, resize_h: Size, resize_w: Size, pad_val: PadValue = 0.0) -> None:
-        super().__init__(resize_h, resize_w, Padding("LetterBoxMat", pad_val, "pad_val"))
+    def __init__(self, resize_h: Size, resize_w: Size, pad_value: PadValue = 0.0) -> None:
+        super().__init__(resize_h, resize_w, Padding("LetterBoxMat", pad_value))
 
 
 @built_in()
@@ -141,11 +143,11 @@ class TopLeftResizeMat(_LetterBox):
     Args:
         resize_h: new height in pixels.
         resize_w: new width in pixels.
-        pad_val: one number, or one for each channel in the image's order.
+        pad_value: one number, or one for each channel in the image's order.
 
     Raises:
-        ConfigError: ``pad_val`` is not 1 to 4 finite numbers.
-        RequestError: ``data`` is no image, or does not go with ``pad_val`` or OpenCV.
+        ConfigError: ``pad_value`` is not 1 to 4 finite numbers.
+        RequestError: ``data`` is no image, or does not go with ``pad_value`` or OpenCV.
 
     Example:
         >>> request = {"data": np.zeros((30, 60, 3), np.uint8)}
@@ -153,5 +155,5 @@ class TopLeftResizeMat(_LetterBox):
         (40, 30, 3)
     """
 
-    def __init__(self, resize_h: Size, resize_w: Size, pad_val: PadValue = 0.0) -> None:
-        super().__init__(resize_h, resize_w, Padding("TopLeftResizeMat", pad_val, "pad_val"))
+    def __init__(self, resize_h: Size, resize_w: Size, pad_value: PadValue = 0.0) -> None:
+        super().__init__(resize_h, resize_w, Padding("TopLeftResizeMat", pad_value))

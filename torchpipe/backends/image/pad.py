@@ -17,7 +17,7 @@ from ..base import Backend
 from .inverse import Inverse
 from .opencv import describe, like, mat, refused, resized, wanted_size
 
-PadValue = Union[Numbers, float]
+PadValue = Annotated[Union[Numbers, float], "key pad_val"]
 """What to fill a border with: one number, or one for each channel."""
 
 BORDERS = {

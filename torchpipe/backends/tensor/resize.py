@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as functional
 
 from ...errors import ConfigError, RequestError
-from ...parameters import Size
+from ...parameters import NewHeight, NewWidth, Size
 from ...registry import built_in
 from ...request import Request
 from ..gpu.fused import LARGEST_RESULT, SOURCES, Plan, launch, source_of, works
@@ -232,12 +232,12 @@ class ResizePadTensor(_ToOneSize):
     On a GPU all sizes in one launch, where ResizeTensor does so.
 
     Reads ``data``: tensor 1xCxHxW, CxHxW or HxWxC of any dtype, or a list of them. Writes ``result``:
-    float32, 1xCx(max_h)x(max_w); ``inverse_trans``: new image -> original, a callable on points and arrays of
-    points.
+    float32, 1xCx(resize_h)x(resize_w); ``inverse_trans``: new image -> original, a callable on points and
+    arrays of points.
 
     Args:
-        max_h: height of the box in pixels.
-        max_w: width of the box in pixels.
+        resize_h: height of the box in pixels.
+        resize_w: width of the box in pixels.
         pad_value: what fills the rest; of several numbers the first.
         align_corners: whether corner pixels keep their centres, or the image its edges.
         antialias: whether a smaller image is made from all pixels, not from the four nearest.
@@ -248,7 +248,7 @@ class ResizePadTensor(_ToOneSize):
 
     Example:
         >>> request = {"data": torch.ones(1, 3, 20, 40)}
-        >>> run("ResizePadTensor", request, max_h=20, max_w=20, align_corners=False)["result"].shape
+        >>> run("ResizePadTensor", request, resize_h=20, resize_w=20, align_corners=False)["result"].shape
         torch.Size([1, 3, 20, 20])
         >>> request["inverse_trans"](20, 10)
         (40.0, 20.0)
@@ -258,14 +258,14 @@ class ResizePadTensor(_ToOneSize):
 
     def __init__(
         self,
-        max_h: Size,
-        max_w: Size,
+        resize_h: NewHeight,
+        resize_w: NewWidth,
         pad_value: PadValue = 0.0,
         align_corners: bool = True,
         antialias: bool = False,
     ) -> None:
-        check_area(max_h, max_w, "ResizePadTensor")
+        check_area(resize_h, resize_w, "ResizePadTensor")
         value = float(Padding("ResizePadTensor", pad_value).values[0])
         self.plan = Plan(
-            max_h, max_w, "pad", align_corners=align_corners, antialias=antialias, around=(value,) * 3
+            resize_h, resize_w, "pad", align_corners=align_corners, antialias=antialias, around=(value,) * 3
         )
