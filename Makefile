@@ -15,7 +15,7 @@ lint: setup  ## formatter, linter and types
 	scripts/lint
 fix: setup  ## the same, and mend what can be mended
 	scripts/lint --fix
-docs: setup  ## write docs/backends.md, api.md and errors.md from docstrings
+docs: setup  ## write docs/reference from docstrings, in English and Chinese
 	$(python) scripts/reference.py
 bench: setup  ## every benchmark; rivals are installed into .venv-rivals
 	benchmarks/rivals.sh

@@ -22,7 +22,8 @@ class Reference(dict):
         lines = [f"{self['name']}{aliases}", "", self["text"], "", f"Requests at once: {self['range']}"]
         for name, parameter in self["parameters"].items():
             default = "required" if parameter["required"] else f"default {parameter['default']!r}"
-            lines.append(f"    {name}: {parameter['accepts']} ({default})")
+            names = ", ".join([name, *parameter["also"]])
+            lines.append(f"    {names}: {parameter['accepts']} ({default})")
         return "\n".join(lines)
 
     __repr__ = __str__
@@ -146,6 +147,7 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
         "config": "every key of the node",
     }
     return {
+        "also": parameter.keys[1:],
         "accepts": kinds.get(parameter.kind) or parameter.accepts,
         "required": parameter.required and parameter.kind not in ("config", "shared"),
         "default": None if parameter.required else parameter.default,

@@ -15,7 +15,9 @@ from torchpipe import reference
 
 ENTRIES = torchpipe.backends()
 EXAMPLES = {name: entry["example"] for name, entry in ENTRIES.items() if entry["example"]}
-PAGE = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "reference.py"))["page"]
+SCRIPT = runpy.run_path(str(Path(__file__).parents[2] / "scripts" / "reference.py"))
+PAGES = SCRIPT["pages"]()
+INDEX = PAGES["reference/backends/index.md"]
 
 
 def run(*args, **config) -> dict:
@@ -83,34 +85,76 @@ def test_a_reference_has_the_parts_of_the_docstring():
     assert found["family"].startswith("From a model's scores to answers")
 
 
-# The page
+# The pages
 
 
-def links() -> list[str]:
-    return re.findall(r"\]\(#([\w-]+)\)", PAGE())
+def headings(page: str) -> list[str]:
+    return re.findall(r"^## (.*)$", page, re.M)
 
 
-def test_the_index_links_every_backend_and_every_family_once():
-    families = {entry["module"] for entry in ENTRIES.values()}
-    assert len(links()) == len(set(links())) == len(ENTRIES) + len(families)
+def test_the_index_links_every_backend_once_to_its_heading_on_the_page_of_its_family():
+    links = re.findall(r"^\| \[(\w+)\]\(([\w-]+\.md)#(\w+)\)", INDEX, re.M)
+    assert sorted(name for name, _, _ in links) == sorted(ENTRIES)
+    for name, file, anchor in links:
+        assert anchor == name.lower()
+        assert name in headings(PAGES[f"reference/backends/{file}"])
 
 
-def test_every_link_of_the_index_leads_to_a_heading():
-    headings = re.findall(r"^##+ (.*)$", PAGE(), re.M)
-    known = [re.sub(r"[^\w -]", "", heading.lower()) for heading in headings]
-    numbered = [
-        f"{name}-{known[:i].count(name)}" if name in known[:i] else name for i, name in enumerate(known)
+def test_a_family_begins_with_what_is_needed_most_and_tests_helpers_come_last():
+    families = re.findall(r"^## \[.*\]\(([\w-]+)\.md\)", INDEX, re.M)
+    assert families[:2] == ["flow", "image"]
+    assert families[-1] == "testing"
+    assert headings(PAGES["reference/backends/image.md"])[0] == "DecodeMat"
+    assert headings(PAGES["reference/backends/testing.md"])[1:] == [
+        *("C10Exception", "RuntimeError", "InvalidArgumentError"),
     ]
-    assert sorted(links()) == sorted(numbered)
 
 
-def test_tables_of_the_page_have_as_many_cells_in_each_row_as_in_their_head():
-    for table in re.findall(r"(?:^\|.*\n)+", PAGE(), re.M):
+def test_names_on_a_page_that_says_which_to_take_exist():
+    known = {name for entry in ENTRIES.values() for name in (entry["name"], *entry["aliases"])}
+    for path, page in PAGES.items():
+        about = page.partition("\n## ")[0].partition("Which to take:")[2]
+        names = re.findall(r"`([A-Z]\w+)`", about)
+        assert set(names) <= known, path
+
+
+def test_a_summary_that_begins_with_a_verb_is_not_taken_for_a_list_of_keys():
+    page = PAGES["reference/backends/image.md"]
+    assert "\n## DrawTextMat\n\nWrites text into a copy of an image, for debugging.\n" in page
+
+
+@pytest.mark.parametrize("path", PAGES)
+def test_tables_of_a_page_have_as_many_cells_in_each_row_as_in_their_head(path):
+    for table in re.findall(r"(?:^\|.*\n)+", PAGES[path], re.M):
         rows = table.splitlines()
         assert len({len(re.findall(r"(?<!\\)\|", row)) for row in rows}) == 1, rows[0]
 
 
-def test_the_page_has_no_markup_of_docstrings_left():
-    prose = re.sub(r"```.*?```", "", PAGE(), flags=re.S)
+@pytest.mark.parametrize("path", PAGES)
+def test_a_page_has_no_markup_of_docstrings_left(path):
+    prose = re.sub(r"```.*?```", "", PAGES[path], flags=re.S)
     assert "``" not in prose
     assert ":class:" not in prose
+
+
+# In Chinese
+
+
+def test_a_chinese_text_names_the_same_code_as_its_original():
+    def code(text: str) -> list[str]:
+        return sorted(re.findall(r"`[^`]+`", text))
+
+    for page in SCRIPT["translations"]("zh").values():
+        for text, translated in page.known.items():
+            assert not translated or code(text) == code(translated), text
+
+
+def test_types_are_translated_by_rule():
+    translated = SCRIPT["Chinese"]("flow").accepts
+    assert translated("int, 1 to 1000") == "int，1 到 1000"
+    assert translated("float, more than 0, at most 100") == "float，大于 0，不大于 100"
+    assert translated("list of float or float") == "列表：float 或 float"
+    assert translated("int, 1 to 8 or none") == "int，1 到 8 或 none"
+    for entry in ENTRIES.values():
+        for parameter in entry["parameters"].values():
+            assert not re.search(r" (to|or|of|than|least|most|the) ", translated(parameter["accepts"]))
