@@ -1,15 +1,17 @@
-.PHONY: help demo ocr test lint fix bench docs setup
+.PHONY: help demo ocr test test-all lint fix bench docs setup
 python = .venv/bin/python
 
 help:  ## list these targets
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
 setup:  ## make .venv, with everything that the other targets need
 	@scripts/setup
 demo: setup  ## classify real photographs, one by one and under load
 	$(python) demo/run.py
 ocr: setup  ## read the text in the example pictures, with a graph of three networks
 	$(python) examples/ocr/run.py
-test: setup  ## the whole test suite
+test: setup  ## the test suite, but for what takes minutes
+	$(python) -m pytest -m "not slow"
+test-all: setup  ## all tests: storms, soaks, servers and browsers too
 	$(python) -m pytest
 lint: setup  ## formatter, linter and types
 	scripts/lint
