@@ -33,10 +33,10 @@ print(torchpipe.backends("Sleep"))
     "zh": """# 后端
 
 本页由 `make docs` 根据后端自己的声明生成，请勿手改。`torchpipe.backends("Sleep")` 和
-`python -m torchpipe backends Sleep` 给出同样的内容。
+`python -m torchpipe backends Sleep` 显示同样的内容。
 
-示例都随测试一起运行。运行前已导入 `np`、`cv2`、`torch`、`torchpipe` 和下面的 `run`：
-它用给定参数建一个单节点的 pipe，送入一个请求：
+示例也是测试的一部分，可以直接使用 `np`、`cv2`、`torch`、`torchpipe` 和下面的 `run`。
+`run` 按给定的参数建一个单节点的 pipe，送入一个请求：
 
 ```python
 import torchpipe
@@ -102,14 +102,14 @@ FAMILIES = (
     ),
     Family(
         "answers",
-        {"en": "Answers from scores and boxes", "zh": "由输出得到答案"},
+        {"en": "Answers from scores and boxes", "zh": "得分与框的后处理"},
         ("scores", "yolo", "nms", "db_boxes"),
     ),
     Family("gpu", {"en": "GPUs", "zh": "GPU"}, ("preprocess", "decode", "cuda")),
     Family("tokens", {"en": "Tokens", "zh": "词元"}, ("tokens", "positions")),
     Family(
         "own-code",
-        {"en": "Your own code", "zh": "自己的代码"},
+        {"en": "Your own code", "zh": "自定义代码"},
         ("python", "process"),
         "Your own classes in v0's style, and any backend in a process of its own.\n\n"
         "New code declares a class of `torchpipe.Backend` or registers a function. Of these it needs only "
@@ -123,7 +123,7 @@ FAMILIES = (
     ),
     Family(
         "testing",
-        {"en": "For tests", "zh": "用于测试"},
+        {"en": "For tests", "zh": "测试辅助"},
         ("chaos", "faults"),
         "Faults on purpose, to test what stands around them.",
     ),
@@ -162,21 +162,24 @@ def _entry(entry: dict[str, Any], say: Translation) -> str:
     name = entry["name"]
     parts = [f"\n## {name}\n\n"]
     if entry["aliases"]:
-        parts.append(f"{say.frame('Also')} {', '.join(f'`{alias}`' for alias in entry['aliases'])}.\n\n")
+        aliases = say.comma.join(f"`{alias}`" for alias in entry["aliases"])
+        parts.append(f"{say.frame('Also ')}{aliases}{say.stop}\n\n")
     parts.append(f"{_described(entry, say)}\n\n")
-    parts.append(f"{say.frame('Requests at once')}: {say.frame(entry['range'])}.\n")
+    parts.append(f"{say.frame('Requests at once')}{say.colon}{say.frame(entry['range'])}{say.stop}\n")
     if entry["parameters"]:
         head = " | ".join(say.frame(word) for word in ("parameter", "meaning", "accepts", "default"))
         parts.append(f"\n| {head} |\n| --- | --- | --- | --- |\n")
         for key, parameter in entry["parameters"].items():
             default = say.frame("required") if parameter["required"] else f"`{parameter['default']!r}`"
             meaning = say.text(markdown(parameter["meaning"]), f"{name} {key}")
-            names = ", ".join(f"`{key}`" for key in (key, *parameter["also"]))
+            names = say.comma.join(f"`{key}`" for key in (key, *parameter["also"]))
             cells = [names, cell(meaning), cell(say.accepts(parameter["accepts"])), default]
             parts.append(f"| {' | '.join(cells)} |\n")
     if entry["raises"]:
         parts.append(f"\n**{say.frame('Raises')}**\n\n")
-        parts += [f"* `{kind}`: {say.text(markdown(why), name)}\n" for kind, why in entry["raises"].items()]
+        parts += [
+            f"* `{kind}`{say.colon}{say.text(markdown(why), name)}\n" for kind, why in entry["raises"].items()
+        ]
     if entry["example"]:
         parts.append(f"\n```pycon\n{entry['example']}\n```\n")
     return "".join(parts)

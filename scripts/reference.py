@@ -31,8 +31,8 @@ these work together, [backends](backends/index.md) lists the backends, and [erro
 """,
     "zh": """# API
 
-本页由 `make docs` 根据文档字符串生成，请勿手改。[指南](../../guide.md)演示它们如何配合使用，
-所有后端见[后端](backends/index.md)，错误见[错误](errors.md)。
+本页由 `make docs` 根据文档字符串生成，请勿手改。各部分怎样配合使用，见[指南](../../guide.md)；
+后端见[后端](backends/index.md)，错误见[错误](errors.md)。
 """,
 }
 METHODS: dict[Any, tuple[str, ...]] = {
@@ -77,12 +77,12 @@ cannot be decoded. Test `"result" in request`.
 
 本页由 `make docs` 根据 `torchpipe/errors.py` 生成，请勿手改。
 
-后端自己抛出的异常保持原类型。pipe 会附上说明，指出是哪个节点、哪个后端。说明在 `error.__notes__` 里；
+后端自己的异常保持原类型。pipe 会附上说明，指出是哪个节点、哪个后端。说明在 `error.__notes__` 里；
 Python 3.11 之前则写在消息里。
 
-下面列出 torchpipe 自己的错误，它们都是 `TorchpipeError`。最后一列是也能捕获它们的其他异常类。
+下面是 torchpipe 自己的错误，都是 `TorchpipeError`。最后一列是还能用来捕获它的其他异常类。
 
-**既没有报错，也没有 `result`**，表示这个请求无法处理，例如图片解码失败。请检查 `"result" in request`。
+**既没有报错，也没有 `result`**，表示这个请求无法处理，例如图像不能解码。请检查 `"result" in request`。
 """,
 }
 
@@ -148,15 +148,15 @@ def error_page(say: Translation, language: str) -> str:
             cells = [f"`{name}`", *(say.text(" ".join(text.split()), name) for text in (before, advice))]
             if attributes:
                 attribute, _, meaning = " ".join(attributes.split()).partition(": ")
-                cells[1] += f" {say.frame('Attribute')} `{attribute}`: {say.text(meaning, name)}"
-            cells = [*(backend_pages.cell(text) for text in cells), _bases(thing)]
+                cells[1] += f"{say.frame(' Attribute')} `{attribute}`{say.colon}{say.text(meaning, name)}"
+            cells = [*(backend_pages.cell(text) for text in cells), _bases(thing, say)]
             parts.append(f"| {' | '.join(cells)} |\n")
     return "".join(parts)
 
 
-def _bases(thing: type) -> str:
+def _bases(thing: type, say: Translation) -> str:
     skipped = (errors.TorchpipeError, Exception, BaseException, Warning, object)
-    return ", ".join(f"`{base.__name__}`" for base in thing.__mro__[1:] if base not in skipped)
+    return say.comma.join(f"`{base.__name__}`" for base in thing.__mro__[1:] if base not in skipped)
 
 
 def _signature(name: str, thing: Any) -> str:
@@ -180,7 +180,8 @@ def _documented(thing: Any, say: Translation) -> str:
         entries = re.split(r"^([*\w]+): +", section, flags=re.M)[1:]
         items = zip(entries[::2], entries[1::2], strict=True)
         listed = "\n".join(
-            f"* `{name}`: {say.text(' '.join(text.split()), f'{where} {name}')}" for name, text in items
+            f"* `{name}`{say.colon}{say.text(' '.join(text.split()), f'{where} {name}')}"
+            for name, text in items
         )
         heading = say.frame("Arguments" if title == "Args" else title)
         parts.append(f"**{heading}**\n\n{listed or say.text(section, where)}")

@@ -24,14 +24,14 @@ FRAME = {
     "Returns": "返回",
     "Reads": "读取",
     "Writes": "写入",
-    "Also": "别名：",
+    "Also ": "别名：",
     "Requests at once": "一次处理的请求数",
     "name": "名称",
     "when": "何时出现",
     "what to do": "怎么办",
     "is also": "同时也是",
     "Warnings": "警告",
-    "Attribute": "属性",
+    " Attribute": "属性",
     "Calling": "调用",
     "Extending": "扩展",
     "Looking": "查看",
@@ -47,11 +47,13 @@ ACCEPTED = [  # in this order, each on what the ones before have left
     ("the text between the brackets", "方括号里的文本"),
     ("every key of the node", "节点的所有键"),
     ("one object that all instances have in common", "所有实例共用的一个对象"),
+    (r"\blist of (\w+) or (\w+)\b", r"\2 或 \1 列表"),
     (r"\blist of ", "列表："),
     (r", more than (\S+?)(?=,|$| or )", r"，大于 \1"),
     (r", at most (\S+)", r"，不大于 \1"),
     (r", at least (\S+)", r"，不小于 \1"),
     (r", (\S+) to (\S+)", r"，\1 到 \2"),
+    (r"\b(\d+) int\b", r"\1 个 int"),
     (r" or none\b", " 或 none"),
     (r" or ", " 或 "),
 ]
@@ -59,6 +61,8 @@ ACCEPTED = [  # in this order, each on what the ones before have left
 
 class English:
     """What the declarations say, as they say it."""
+
+    colon, comma, stop = ": ", ", ", "."
 
     def __init__(self, catalogue: str = "") -> None:
         self.catalogue = catalogue
@@ -79,6 +83,8 @@ class Chinese:
     Translations are in ``site/i18n/zh/reference/CATALOGUE.po``: a text that has changed in English is another
     text, and has none yet.
     """
+
+    colon, comma, stop = "：", "、", "。"
 
     def __init__(self, catalogue: str) -> None:
         self.path = FOLDER / f"{catalogue}.po"

@@ -153,7 +153,7 @@ def test_types_are_translated_by_rule():
     translated = SCRIPT["Chinese"]("flow").accepts
     assert translated("int, 1 to 1000") == "int，1 到 1000"
     assert translated("float, more than 0, at most 100") == "float，大于 0，不大于 100"
-    assert translated("list of float or float") == "列表：float 或 float"
+    assert translated("list of float or float") == "float 或 float 列表"
     assert translated("int, 1 to 8 or none") == "int，1 到 8 或 none"
     for entry in ENTRIES.values():
         for parameter in entry["parameters"].values():
