@@ -25,17 +25,15 @@ def to_plain(request: Any, keys: Iterable[str] | None = None) -> Any:
     >>> to_plain({"data": b"a file", "_box": np.ones((1, 4)), "score": np.array([0.5]), "labels": ["cat"]})
     {'_box': [[1.0, 1.0, 1.0, 1.0]], 'score': [0.5], 'labels': ['cat']}
 
-    ============================  ==============================================================
-    in                            out
-    ============================  ==============================================================
-    array, tensor (any device)    nested lists; without an axis, and numpy's numbers: a number
-    NaN, infinity                 None, since JSON has none of them
-    bytes and other buffers       text in base64
-    tuple, set                    list; of a set in order
-    a way back (inverse_trans)    its matrix, nested lists
-    an exception (merge_errors)   text: its class and its message
-    a path                        text
-    ============================  ==============================================================
+    | in | out |
+    | --- | --- |
+    | array, tensor (any device) | nested lists; without an axis, and numpy's numbers: a number |
+    | NaN, infinity | None, since JSON has none of them |
+    | bytes and other buffers | text in base64 |
+    | tuple, set | list; of a set in order |
+    | a way back (inverse_trans) | its matrix, nested lists |
+    | an exception (merge_errors) | text: its class and its message |
+    | a path | text |
 
     Args:
         request: a request. Any other value is converted as a whole.
