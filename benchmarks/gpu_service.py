@@ -409,7 +409,7 @@ def work(name: str, case: Case, points: list[Any], seconds: float) -> None:
     call = CONTESTANTS[name](case)
     if not case.get("unfrozen"):
         gc.collect()
-        gc.freeze()  # as docs/guide.md advises a server; so for every contestant
+        gc.freeze()  # as docs/gpu.md advises a server; so for every contestant
     items = int(name.rpartition(" ")[2]) if "lists" in name else 1
     for point in points:
         clients, cores = point if isinstance(point, list) else (point, os.cpu_count())

@@ -31,8 +31,8 @@ class Model:
     """A network that any number of threads may call, each with its own tensors.
 
     Calls that come at the same time are batched on axis 0, unless an output turns out to have no rows; the
-    guide says how that is found. ``pipe`` is the pipe inside, with its
-    ``stats()`` and ``explain()``.
+    page on engines says how that is found. ``pipe`` is the pipe inside, with its ``stats()`` and
+    ``explain()``.
     """
 
     def __init__(self, config: dict[str, Any], warmup: Any = ()) -> None:

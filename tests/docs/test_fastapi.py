@@ -1,4 +1,4 @@
-"""The service of docs/fastapi.md is right about overload, deadlines, hang-ups and the end of the process."""
+"""The service of docs/serve/fastapi.md is right about overload, deadlines, hang-ups and the end of it."""
 
 import http.client
 import importlib.util
@@ -36,7 +36,7 @@ class Service:
 
     def __init__(self, folder: Path, seconds: float = 0.0, **changes: str) -> None:
         (code,) = re.findall(
-            r"^```python\n(.*?)^```", (ROOT / "docs" / "fastapi.md").read_text(), re.M | re.S
+            r"^```python\n(.*?)^```", (ROOT / "docs" / "serve" / "fastapi.md").read_text(), re.M | re.S
         )
         code = code.replace("\ndef brightness(image):\n", SLOW, 1)
         for before, after in changes.items():

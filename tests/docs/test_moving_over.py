@@ -1,4 +1,4 @@
-"""Configurations and calls of v0 and of its successor: each row of docs/moving.md, and its proof."""
+"""Configurations and calls of v0 and its successor: each row of docs/start/moving-from-v0.md, proved."""
 
 import contextlib
 import logging
@@ -828,8 +828,9 @@ def plumbing_of_the_successor():
 
 def page_rows() -> list[tuple[str, str]]:
     """The first two cells of each row of the page's tables."""
-    text = (ROOT / "docs" / "moving.md").read_text()
-    lines = [line for line in text.splitlines() if re.match(r"\| [^-]", line)]
+    text = (ROOT / "docs" / "start" / "moving-from-v0.md").read_text()
+    tables = [table for table in re.findall(r"(?:^\|.*\n)+", text, re.M) if "| what you have |" in table]
+    lines = [line for line in "".join(tables).splitlines() if re.match(r"\| [^-]", line)]
     cells = [
         [cell.strip().replace("\\|", "|") for cell in re.split(r"(?<!\\)\|", line)[1:-1]] for line in lines
     ]

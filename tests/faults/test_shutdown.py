@@ -10,7 +10,7 @@ from torchpipe import PipeClosedError, pipe
 
 
 def test_sigterm_lets_those_inside_finish_and_ends_with_status_0():
-    """The lines that docs/robustness.md recommends."""
+    """The lines that docs/robustness/reload.md recommends."""
     out = python("""
         torchpipe.register_backend(lambda data: time.sleep(0.2) or data, "work")
         pipe = torchpipe.pipe({"backend": "work", "instance_num": 4})

@@ -70,8 +70,9 @@ class CudaGraphTensor(Engine):
         postprocessor: ``split`` gives each request its rows; ``cpu`` the same on the CPU; ``SoftmaxCpu`` the
             softmax; ``SoftmaxMax`` [class, score]; ``SoftmaxArgMax`` sets ``score``, ``class``, ``result``.
         device: gpu, cuda, cuda:N, N; with ``;`` instances take turns.
-        rows: ``auto`` finds the axis of each output that its rows lie on, when it is built, see the guide;
-            ``0`` or ``0,1`` says it, for all or for each output; ``single`` runs requests one by one.
+        rows: ``auto`` finds the axis of each output that its rows lie on, when it is built, see the page
+            on engines; ``0`` or ``0,1`` says it, for all or for each output; ``single`` runs requests one
+            by one.
         cast: ``checked`` refuses numbers that the network's type cannot hold; what lies on a GPU already is
             only looked at on its way to integers. ``any`` changes them.
         trusted: whether the file may hold what could run code or touch files, which is refused otherwise.

@@ -98,8 +98,8 @@ class ModuleTensor(TorchEngine):
         std: likewise, what the image is then divided by.
         device: cpu, gpu, cuda, cuda:N; auto takes a GPU if there is one.
         threads: CPU threads that one call may use.
-        rows: ``auto`` finds the axis of each output that its rows lie on, see the guide; ``0`` or ``0,1``
-            says it, for all or for each output; ``single`` runs requests one by one.
+        rows: ``auto`` finds the axis of each output that its rows lie on, see the page on engines; ``0``
+            or ``0,1`` says it, for all or for each output; ``single`` runs requests one by one.
         cast: ``checked`` refuses numbers that the network's type cannot hold, ``any`` changes them.
         trusted: whether the file may hold what could run code or touch files, which is refused otherwise.
         known: what the instances found out about the rows.
@@ -153,8 +153,8 @@ class TorchScriptTensor(TorchEngine):
         std: likewise, what the image is then divided by.
         device: cpu, gpu, cuda, cuda:N; auto takes a GPU if there is one.
         threads: CPU threads that one call may use.
-        rows: ``auto`` finds the axis of each output that its rows lie on, see the guide; ``0`` or ``0,1``
-            says it, for all or for each output; ``single`` runs requests one by one.
+        rows: ``auto`` finds the axis of each output that its rows lie on, see the page on engines; ``0``
+            or ``0,1`` says it, for all or for each output; ``single`` runs requests one by one.
         cast: ``checked`` refuses numbers that the network's type cannot hold, ``any`` changes them.
         trusted: whether the file may hold what could run code or touch files, which is refused otherwise.
         known: what the instances found out about the rows.

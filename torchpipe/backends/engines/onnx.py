@@ -69,9 +69,9 @@ class OnnxTensor(Engine):
             ``onnxruntime``: tensors then stay on the GPU, and the session works in a stream of its own, which
             has no priority; with ``;`` instances take turns.
         threads: how many threads a session may use inside one call; it does not spin.
-        rows: ``auto`` finds the axis of each output that its rows lie on, from what the network declares and
-            from the first batch, see the guide; ``0`` or ``0,1`` says it, for all or for each output;
-            ``single`` runs requests one by one.
+        rows: ``auto`` finds the axis of each output that its rows lie on, from what the network declares
+            and from the first batch, see the page on engines; ``0`` or ``0,1`` says it, for all or for
+            each output; ``single`` runs requests one by one.
         cast: ``checked`` refuses numbers that the network's type cannot hold, ``any`` changes them.
         known: what the instances found out about the rows.
 

@@ -165,8 +165,8 @@ class OpenvinoTensor(Engine):
         std: likewise, what the image is then divided by.
         device: only cpu.
         threads: how many threads one call may use.
-        rows: ``auto`` finds the axis of each output that its rows lie on, see the guide; ``0`` or ``0,1``
-            says it, for all or for each output; ``single`` runs requests one by one.
+        rows: ``auto`` finds the axis of each output that its rows lie on, see the page on engines; ``0``
+            or ``0,1`` says it, for all or for each output; ``single`` runs requests one by one.
         cast: ``checked`` refuses numbers that the network's type cannot hold, ``any`` changes them.
         known: what the instances found out about the rows.
 
