@@ -10,6 +10,8 @@ SUPPORT = Path(__file__).parent
 START = """
 import faulthandler, os, random, signal, sys, threading, time
 import torchpipe
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's jobs in the background ignore it
 """
 WATCH = "faulthandler.dump_traceback_later(25, exit=True)\n"  # says where it hangs; cannot stand a fork
 
