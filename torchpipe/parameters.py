@@ -232,17 +232,18 @@ def name_arguments(
 
 
 def _kind(annotation: Any) -> str:
-    from .backends.base import Backend
-    from .config.component import Unbuilt
-
-    if annotation is Backend:
-        return "child"
-    if annotation is Unbuilt:
-        return "unbuilt"
-    if annotation == list[Backend]:
+    own = _declared_kind(annotation)
+    if own:
+        return own
+    if typing.get_origin(annotation) is list and _declared_kind(typing.get_args(annotation)[0]) == "child":
         return "children"
     metadata = getattr(annotation, "__metadata__", ())
     return metadata[0] if metadata and metadata[0] in MARKED else "value"
+
+
+def _declared_kind(annotation: Any) -> str:
+    """What a class itself, no parent of it, says of parameters of its type: Backend "child", for example."""
+    return vars(annotation).get("PARAMETER", "") if isinstance(annotation, type) else ""
 
 
 def _options(annotation: Any) -> list[Any]:

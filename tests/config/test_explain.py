@@ -158,6 +158,7 @@ def test_printed_the_list_has_a_line_for_each():
 def test_a_backends_parameters_have_types_ranges_and_defaults():
     assert torchpipe.backends("Sleep")["parameters"] == {
         "time": {
+            "also": [],
             "accepts": "float, 0 to 3600000",
             "required": False,
             "default": 10.0,

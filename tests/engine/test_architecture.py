@@ -93,3 +93,49 @@ def test_every_wait_in_the_engine_says_who_ends_it():
                 silent.append(f"{name}.py, line {line}: {lines[line - 1].strip()}")
     assert found > 10
     assert not silent
+
+
+def test_no_import_goes_round_in_a_circle_but_the_registrys_question_what_an_object_is():
+    """Imports at the head of modules, those for annotations included, and then those inside functions too."""
+    arrows = {name: arrows_of(name, path, inside=False) for name, path in MODULES.items()}
+    assert circles(arrows) == []
+    arrows = {name: arrows_of(name, path, inside=True) for name, path in MODULES.items()}
+    arrows["torchpipe.registry"] -= {"torchpipe.backends.python", "torchpipe.backends.given"}
+    assert circles(arrows) == []
+
+
+MODULES = {
+    ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
+    for path in (ROOT / "torchpipe").rglob("*.py")
+}
+
+
+def arrows_of(name: str, path: Path, inside: bool) -> set[str]:
+    """Which modules a module imports: at its head, or anywhere."""
+    tree = ast.parse(path.read_text())
+    functions = (ast.FunctionDef, ast.AsyncFunctionDef)
+    skipped = {
+        id(node)
+        for outer in ast.walk(tree)
+        if isinstance(outer, functions) and not inside
+        for node in ast.walk(outer)
+    }
+    package = name.split(".") if path.stem == "__init__" else name.split(".")[:-1]
+    found = set()
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.ImportFrom) or id(node) in skipped or not node.level:
+            continue
+        base = ".".join([*package[: len(package) - node.level + 1], *filter(None, [node.module])])
+        for alias in node.names:
+            full = f"{base}.{alias.name}"
+            found.add(full if full in MODULES else base)
+    return found & set(MODULES) - {"torchpipe", name}
+
+
+def circles(arrows: dict[str, set[str]]) -> list[str]:
+    """The modules that are left when those are taken away, again and again, that import none of the rest."""
+    left = {name: set(targets) for name, targets in arrows.items() if name != "torchpipe"}
+    while free := [name for name, targets in left.items() if not targets & set(left)]:
+        for name in free:
+            del left[name]
+    return sorted(left)

@@ -6,7 +6,7 @@ import contextlib
 import inspect
 import threading
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from ..errors import ConfigError, note, shown
 from ..filters import Filter
@@ -56,6 +56,8 @@ class Backend:
         synchronous: whether ``forward`` itself lets the host wait for all it did there (default False):
             then nobody else has to.
     """
+
+    PARAMETER: ClassVar[str] = "child"  # what a parameter of this very type is; see parameters.py
 
     max: int = 1
     min: int = 1

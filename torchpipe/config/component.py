@@ -6,7 +6,7 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 from ..backends.base import Backend
 from ..errors import ConfigError, ConfigWarning, located, note, shown
@@ -232,6 +232,8 @@ class Unbuilt:
     The backend builds it where it wants, in another process for example: nothing there needs the registry's
     names or the text of the configuration any more.
     """
+
+    PARAMETER: ClassVar[str] = "unbuilt"
 
     blueprint: Blueprint
     index: int
