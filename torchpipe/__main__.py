@@ -156,7 +156,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         load(getattr(options, "load", []))
-        status = options.call(options)
+        status: int = options.call(options)
         sys.stdout.flush()
         return status
     except (TorchpipeError, ImportError, OSError) as error:

@@ -7,6 +7,7 @@ import concurrent.futures
 import contextlib
 import difflib
 from collections.abc import Iterable, Iterator
+from types import ModuleType
 from typing import Any
 
 LONGEST = 200
@@ -208,7 +209,7 @@ def nearest(name: Any, names: Iterable[str]) -> str:
     return f"Known: {first}."
 
 
-def optional(module: str, extra: str):
+def optional(module: str, extra: str) -> ModuleType:
     """Import an optional library, or raise an ImportError that names the extra which brings it."""
     import importlib
 

@@ -50,13 +50,14 @@ class Model:
         """
         request = self._request(inputs, data)
         self.pipe(request)
-        return _result(request)
+        result: torch.Tensor | list[torch.Tensor] = _result(request)
+        return result
 
-    def submit(self, *inputs: torch.Tensor, data: Any = None) -> Future:
+    def submit(self, *inputs: torch.Tensor, data: Any = None) -> Future[Any]:
         """The same without waiting: a future of the output, which may be cancelled until it starts."""
-        outer: Future = Future()
+        outer: Future[Any] = Future()
 
-        def finish(inner: Future) -> None:
+        def finish(inner: Future[Any]) -> None:
             if not outer.set_running_or_notify_cancel():
                 return
             try:
@@ -85,7 +86,7 @@ class Model:
         self.close()
 
     @staticmethod
-    def _request(inputs: tuple, data: Any) -> dict[str, Any]:
+    def _request(inputs: tuple[torch.Tensor, ...], data: Any) -> dict[str, Any]:
         if data is not None:
             if inputs:
                 raise RequestError(
@@ -96,7 +97,7 @@ class Model:
 
 
 def model(
-    path_or_module: str | os.PathLike | torch.nn.Module | None = None,
+    path_or_module: str | os.PathLike[str] | torch.nn.Module | None = None,
     *,
     max: int = 1,
     instance_num: int = 1,

@@ -23,7 +23,7 @@ BracketText = Annotated[str, "bracket"]
 Reflected = Annotated[str, "reflected"]
 """A backend that is replaced by what a key of the node names, ``key,default``, before anything is built."""
 
-WholeConfig = Annotated[dict, "config"]
+WholeConfig = Annotated[dict[str, Any], "config"]
 """A parameter that receives every key of the node, so that no key of that node can be unknown."""
 
 
@@ -72,7 +72,7 @@ MARKED = ("bracket", "config", "copies", "shared", "reflected")
 
 _MISSING = inspect.Parameter.empty
 
-_known: weakref.WeakKeyDictionary[Callable, dict[str, Parameter]] = weakref.WeakKeyDictionary()
+_known: weakref.WeakKeyDictionary[Callable[..., Any], dict[str, Parameter]] = weakref.WeakKeyDictionary()
 """What functions declare. Reading that takes a millisecond, and a configuration may have 1,000 nodes."""
 
 
@@ -98,12 +98,14 @@ class Parameter:
     @property
     def copies(self) -> str:
         """The parameter that says how many copies of the child there are (kind "copies")."""
-        return self.annotation.__metadata__[1]
+        name: str = self.annotation.__metadata__[1]
+        return name
 
     @property
     def shared_type(self) -> type:
         """The type of what all instances of a node have in common (kind "shared")."""
-        return typing.get_args(self.annotation)[0]
+        common: type = typing.get_args(self.annotation)[0]
+        return common
 
     @functools.cached_property
     def each(self) -> bool:
@@ -130,7 +132,7 @@ class Parameter:
         )
 
     @functools.cached_property
-    def _adapter(self) -> pydantic.TypeAdapter:
+    def _adapter(self) -> pydantic.TypeAdapter[Any]:
         return pydantic.TypeAdapter(self.annotation, config=_LAX)
 
     def _takes(self, value: Any) -> bool:
@@ -173,7 +175,7 @@ class Parameter:
             raise ConfigError(f"{where}: {self.name} = {shown(value)}: {reason}") from None
 
 
-def parameters_of(function: Callable | type) -> dict[str, Parameter]:
+def parameters_of(function: Callable[..., Any] | type) -> dict[str, Parameter]:
     """The parameters that ``function`` (a class: its ``__init__``) declares, by name."""
     target = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
     if target is object.__init__:
@@ -265,7 +267,7 @@ def _type_name(annotation: Any) -> str:
     return getattr(annotation, "__name__", None) or str(annotation).replace("typing.", "")
 
 
-def _describe(schema: dict) -> str:
+def _describe(schema: dict[str, Any]) -> str:
     if "anyOf" in schema:
         return " or ".join(_describe(option) for option in schema["anyOf"])
     if "enum" in schema or "const" in schema:

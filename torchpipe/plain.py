@@ -75,7 +75,7 @@ def _wanted(key: Any) -> bool:
     return key == TASK_BOX_KEY or not (key in LEFT_OUT or (isinstance(key, str) and key.startswith("_")))
 
 
-def _of(request: Mapping, key: str) -> Any:
+def _of(request: Mapping[Any, Any], key: str) -> Any:
     if key not in request:
         there = ", ".join(map(repr, request)) or "nothing"
         raise RequestError(f"to_plain: the request has no {key!r}; it has {there}")

@@ -14,7 +14,7 @@ from .registry import backend_class, list_backends
 from .request import Request
 
 
-class Reference(dict):
+class Reference(dict[str, Any]):
     """What there is to know of one backend; ``print()`` shows it as text."""
 
     def __str__(self) -> str:
@@ -29,7 +29,7 @@ class Reference(dict):
     __repr__ = __str__
 
 
-class References(dict):
+class References(dict[str, Reference]):
     """References by name; ``print()`` shows one line for each."""
 
     def __str__(self) -> str:

@@ -166,7 +166,7 @@ def original(name: str) -> Any:
         raise ConfigError(f"no Python class is registered as {name!r}. {nearest(name, _originals)}") from None
 
 
-def filter_settings(text: str, find: Callable[..., tuple | None]) -> tuple[dict[str, Any], bool]:
+def filter_settings(text: str, find: Callable[..., tuple[Any, str] | None]) -> tuple[dict[str, Any], bool]:
     """The parameters of the filter that ``text`` names, and whether it wants to see every key of its node.
 
     ``text`` is ``name``, ``name(k=v)``, ``Python[name]`` or ``Python(k=v)[name]``. ``find(*keys)`` gives the
@@ -209,11 +209,12 @@ def install(exported: Exported) -> None:
         _filters.update(filters)
 
 
-def make_filter(text: str, config: dict) -> Filter:
+def make_filter(text: str, config: dict[str, Any]) -> Filter:
     """The filter that ``text`` names; of a class an instance with its parameters out of ``config``."""
     target = _find_filter(text)[1]
     if not isinstance(target, type):
-        return target
+        function: Filter = target
+        return function
     values, _ = filter_settings(
         text, lambda *keys: next(((config[k], "") for k in keys if k in config), None)
     )
@@ -221,7 +222,8 @@ def make_filter(text: str, config: dict) -> Filter:
     made = target(**values, **whole)
     if hasattr(made, "init"):
         made.init(config)
-    return made.forward
+    forward: Filter = made.forward
+    return forward
 
 
 def _find_filter(text: str) -> tuple[str, Any, tuple[tuple[str, str], ...]]:

@@ -35,7 +35,7 @@ OTHER_BOX_KEY = "BOX"
 STREAMS_KEY = "_streams"
 """Where a request keeps what its values wait for on GPUs (``streams.py``): a tuple, seen by no backend."""
 
-CONSTANTS = {name: value for name, value in globals().items() if name.startswith("TASK_")}
+CONSTANTS: dict[str, str] = {name: value for name, value in globals().items() if name.startswith("TASK_")}
 RESERVED = frozenset(CONSTANTS.values()) | {"global", "default", ""}
 
 

@@ -42,7 +42,7 @@ class Mark:
         self._event.record(stream)
         self.owner = owner
         self.done = False
-        self.reads: list | None = None  # what has to stay alive until then
+        self.reads: list[Any] | None = None  # what has to stay alive until then
 
     def reached(self) -> bool:
         """Whether the stream has come so far."""
@@ -63,7 +63,8 @@ class Mark:
 
     def since(self, start: Mark) -> float:
         """Seconds between two marks of one stream that were reached."""
-        return start._event.elapsed_time(self._event) / 1000
+        milliseconds: float = start._event.elapsed_time(self._event)
+        return milliseconds / 1000
 
 
 class InstanceStream:
@@ -114,9 +115,9 @@ class InstanceStream:
         self._timed.append((size, perf_counter() - start))
         return returned
 
-    def _take_over(self, batch: list[Request]) -> list:
+    def _take_over(self, batch: list[Request]) -> list[Any]:
         """Wait, on the GPU, for the marks of others; what has to stay alive meanwhile."""
-        read: list = []
+        read: list[Any] = []
         seen: set[int] = set()
         for request in batch:
             marks = request.pop(KEY, ())

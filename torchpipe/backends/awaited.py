@@ -53,7 +53,7 @@ class Awaited(Backend):
     def forward_one(self, request: Request) -> Any:
         return self.forward([request])
 
-    def _await_all(self, batch: list[Request], overs: list, loop: EventLoop) -> None:
+    def _await_all(self, batch: list[Request], overs: list[Any], loop: EventLoop) -> None:
         assert self.answer_all is not None
         wanted = None if None in overs else lambda: all(over() for over in overs)
         (ended,) = loop.run([functools.partial(self.answer_all, batch)], [wanted])
@@ -64,7 +64,9 @@ class Awaited(Backend):
         finally:
             error = None  # as in forward
 
-    def _end(self, ended: tuple, requests: list[Request]) -> BaseException | None:
+    def _end(
+        self, ended: tuple[Any, BaseException | None, bool], requests: list[Request]
+    ) -> BaseException | None:
         """The error of requests whose coroutine has ended."""
         returned, error, given_up = ended
         if given_up and error is not None:
@@ -112,7 +114,9 @@ def _closing(close: Callable[[Any], Awaitable[None]]) -> Callable[[Any], None]:
     return wait
 
 
-def awaited(function: Callable[..., Awaitable[Any]], one: bool, write: Callable) -> dict[str, Any]:
+def awaited(
+    function: Callable[..., Awaitable[Any]], one: bool, write: Callable[[list[Request], list[Any]], None]
+) -> dict[str, Any]:
     """The members of an :class:`Awaited` around a coroutine function of ``data``, or of a list of them."""
 
     async def answer_one(self: Backend, request: Request) -> None:

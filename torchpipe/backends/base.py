@@ -71,7 +71,7 @@ class Backend:
     filter: Filter | None = None  # what stands in front of it in the expression
 
     @classmethod
-    def around_parts(cls, **settings: Any) -> contextlib.AbstractContextManager:
+    def around_parts(cls, **settings: Any) -> contextlib.AbstractContextManager[Any]:
         """What is in force while the backends between the brackets are built, given the other parameters."""
         return contextlib.nullcontext()
 

@@ -130,7 +130,7 @@ class Chaos(Backend):
 
     def fate(self, request: Request) -> str | None:
         """The fault that happens to a request, None if it is left alone."""
-        asked = request.get(self.key)
+        asked: str | None = request.get(self.key)
         if asked is not None:
             if asked not in self.faults:
                 advice = nearest(asked, self.faults)

@@ -27,7 +27,7 @@ class Turn:
     def __exit__(self, *error: object) -> None:
         self._lock.release()
 
-    def __reduce__(self) -> tuple:
+    def __reduce__(self) -> tuple[type[Turn], tuple[()]]:
         return Turn, ()
 
 

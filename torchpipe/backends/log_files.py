@@ -132,10 +132,10 @@ class _Attached:
     def __init__(self) -> None:
         self._lock = threading.Lock()  # held for bookkeeping and opening a file
         self._users: dict[logging.Handler, int] = {}
-        self._keys: dict[tuple, logging.Handler] = {}
+        self._keys: dict[tuple[Any, ...], logging.Handler] = {}
         self._level: int | None = None  # what the logger was set to here; None: it is the user's
 
-    def attach(self, key: tuple, make: Any) -> logging.Handler:
+    def attach(self, key: tuple[Any, ...], make: Any) -> logging.Handler:
         with self._lock:
             handler = self._keys.get(key)
             if handler is None:

@@ -83,7 +83,7 @@ class PyIdentity(Python):
         super().__init__(name, config)
         self.answer_one = self._answer_one
 
-    def forward(self, batch: list[Request]) -> None:
+    def forward(self, batch: list[Request]) -> Any:
         if self.awaits:
             return super().forward(batch)
         for request in batch:
@@ -140,14 +140,14 @@ def _derive(name: str, target: Any, bases: tuple[type, ...], members: dict[str, 
     return type(name, bases, members)
 
 
-def _fixed_init(name: str) -> Callable:
+def _fixed_init(name: str) -> Callable[..., None]:
     def init(self: Python, config: WholeConfig) -> None:
         Python.__init__(self, name, config)
 
     return init
 
 
-def _call_one_by_one(function: Callable[[Any], Any]) -> Callable:
+def _call_one_by_one(function: Callable[[Any], Any]) -> Callable[..., None]:
     def forward(self: Backend, batch: list[Request]) -> None:
         for request in batch:
             result = function(request["data"])
@@ -161,7 +161,7 @@ def _call_one_by_one(function: Callable[[Any], Any]) -> Callable:
     return forward
 
 
-def _call_at_once(function: Callable[[list], list]) -> Callable:
+def _call_at_once(function: Callable[[list[Any]], Any]) -> Callable[..., None]:
     def forward(self: Backend, batch: list[Request]) -> None:
         results = function([request["data"] for request in batch])
         if type(results) is CoroutineType:
@@ -171,7 +171,7 @@ def _call_at_once(function: Callable[[list], list]) -> Callable:
     return forward
 
 
-def _write(batch: list[Request], results: list) -> None:
+def _write(batch: list[Request], results: list[Any]) -> None:
     """What a function returned for each request, None for no result."""
     if len(results) != len(batch):
         raise ValueError(f"the function gave {len(results)} results for {len(batch)} requests")
@@ -182,7 +182,7 @@ def _write(batch: list[Request], results: list) -> None:
             request["result"] = result
 
 
-def _refuse_coroutine(coroutine: CoroutineType) -> None:
+def _refuse_coroutine(coroutine: CoroutineType[Any, Any, Any]) -> None:
     coroutine.close()
     raise TypeError("the function returned a coroutine, which nobody awaits; register an async def")
 

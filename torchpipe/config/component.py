@@ -133,7 +133,7 @@ class Setting:
 
     value: Any
     source: str
-    each: tuple = ()
+    each: tuple[Any, ...] = ()
 
     def of(self, index: int) -> Any:
         """What the ``index``-th instance gets."""

@@ -17,7 +17,7 @@ ALWAYS = ("backend", "next", "filter", "instance_num", "batching_timeout", "on_e
 """Options that are told even where nobody set them."""
 
 
-class Explanation(dict):
+class Explanation(dict[str, Any]):
     """Nodes by name; each with its options, batch range and backends. ``print()`` shows it as text."""
 
     def __str__(self) -> str:

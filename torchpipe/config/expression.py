@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
+from typing import Any
 
 import lark
 
@@ -65,35 +66,35 @@ class Component:
         return ",".join(str(child) for child in self.children)
 
 
-class _TreeBuilder(lark.Transformer):
+class _TreeBuilder(lark.Transformer[lark.Token, list[tuple[Component, ...]]]):
     """Turns the parser's reductions into components."""
 
-    def start(self, lists):
+    def start(self, lists: list[tuple[Component, ...]]) -> list[tuple[Component, ...]]:
         return lists
 
-    def sequence(self, components):
+    def sequence(self, components: list[Component]) -> tuple[Component, ...]:
         return tuple(components)
 
-    def children(self, parts):
+    def children(self, parts: list[tuple[Component, ...]]) -> tuple[Component, ...]:
         return parts[0]
 
-    def component(self, parts):
+    def component(self, parts: list[Any]) -> Component:
         name_filter, name, args = parts[:3]
         children: tuple[Component, ...] = parts[3] or ()
         if len(children) == 1 and children[0].name == name and children[0].children:
             raise ConfigError(f"{name}[{name}[...]]: a backend cannot directly contain itself")
         return Component(str(name), children, str(name_filter) if name_filter else None, args or ())
 
-    def filter(self, parts):
+    def filter(self, parts: list[lark.Token]) -> lark.Token:
         return parts[0]
 
-    def args(self, pairs):
+    def args(self, pairs: list[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
         named = [key for key, _ in pairs if key]
         if len(set(named)) != len(named):
             raise ConfigError("a parameter is given twice between the parentheses")
         return tuple(pairs)
 
-    def arg(self, parts):
+    def arg(self, parts: list[lark.Token | None]) -> tuple[str, str]:
         if len(parts) == 1:
             return "", str(parts[0])
         return str(parts[0]), str(parts[1] or "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from typing import Any
 
 import lark
 
@@ -52,13 +53,13 @@ def parse_map(text: str) -> tuple[Source, ...]:
     """
     text = substitute(text)
     try:
-        tree = _PARSER.parse(text)
+        tree: Any = _PARSER.parse(text)
     except lark.exceptions.UnexpectedInput as error:
         raise ConfigError(f"map = {shown(text)}: {mistake(text, error)}") from None
     sources = []
     for node in tree.children:
-        name, *pairs = node.children  # type: ignore[union-attr]
-        taken = tuple((str(theirs), str(ours)) for theirs, ours in (pair.children for pair in pairs))  # type: ignore
+        name, *pairs = node.children
+        taken = tuple((str(theirs), str(ours)) for theirs, ours in (pair.children for pair in pairs))
         sources.append(Source(str(name) if name else None, taken))
     with located(f"map = {shown(text)}"):
         _check(sources)
@@ -105,7 +106,7 @@ class Mapping:
         """
         request: Request = {}
         context = None
-        marks: tuple = ()
+        marks: tuple[Any, ...] = ()
         reason = None
         for nodes, pairs in self._sources:
             found = [left[node] for node in nodes if node in left]
@@ -125,7 +126,7 @@ class Mapping:
             request.setdefault(REASON_KEY, reason)
         return request
 
-    def _take(self, key: str, nodes: list[str], found: list[Request]):
+    def _take(self, key: str, nodes: list[str], found: list[Request]) -> Any:
         for one in found:
             if key in one:
                 return one[key]

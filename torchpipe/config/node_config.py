@@ -163,7 +163,9 @@ def _fallback(scope: Scope) -> tuple[Any, str] | None:
     return ("or", found[1]) if wanted else None
 
 
-def _read_groups(scope: Scope) -> tuple[list[Scope], list[tuple[NodeOptions, dict[str, Setting]]], list]:
+def _read_groups(
+    scope: Scope,
+) -> tuple[list[Scope], list[tuple[NodeOptions, dict[str, Setting]]], list[Blueprint]]:
     """For each group of instances what it can see, its options, and the blueprint of its backend.
 
     ``&`` between backends makes groups, and so does ``&`` in a parameter, unless that takes any text: which

@@ -122,7 +122,7 @@ def load(config: Any, folder: str = "") -> PipeConfig:
     return PipeConfig({name: read[name] for name in nodes}, unscheduled, restart, limits, environment, folder)
 
 
-def _restart_key(interpreter: Any, nodes: dict[str, dict], defaults: dict[str, Any]) -> str | None:
+def _restart_key(interpreter: Any, nodes: dict[str, dict[str, Any]], defaults: dict[str, Any]) -> str | None:
     """The key of the restart loop, if ``Interpreter::backend`` asks for it; takes out what is said of it."""
     name = next((one.name for one in _asked_for(interpreter) if one.name in RESTARTING), None)
     if name is None:
@@ -136,7 +136,7 @@ def _restart_key(interpreter: Any, nodes: dict[str, dict], defaults: dict[str, A
     return key
 
 
-def _limits(nodes: dict[str, dict], defaults: dict[str, Any]) -> Limits:
+def _limits(nodes: dict[str, dict[str, Any]], defaults: dict[str, Any]) -> Limits:
     """The limits of the entrance; what only it understands is taken out."""
     values: dict[str, Any] = {}
     for name, parameter in parameters_of(Limits).items():
@@ -226,7 +226,7 @@ def changed(config: Any, node: str, changes: dict[str, Any]) -> dict[str, Any]:
     return {**nodes, "global": defaults}
 
 
-def parse_toml(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
+def parse_toml(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
     """The nodes of a TOML file by name, each with its ``node_name``, and always an entry ``"global"``.
 
     Keys before the first table are global. A nested table ``[rec.2]`` is the node named ``rec.2``.
@@ -331,7 +331,7 @@ def _check_node(name: str, own: dict[str, Any]) -> None:
         raise ConfigError(f"node {name!r}: node_name = {given} contradicts it; remove that line")
 
 
-def _check_keys(where: str, table: dict) -> None:
+def _check_keys(where: str, table: dict[Any, Any]) -> None:
     for key in table:
         if not isinstance(key, str):
             raise ConfigError(f"{where}: {shown(key)}: keys are text, not {type(key).__name__}")

@@ -11,8 +11,10 @@ from .mermaid import mermaid
 from .outline import outline
 from .page import page
 
+__all__ = ["mermaid", "outline", "show"]
 
-def show(config: Any, output: str | os.PathLike = "torchpipe.html") -> Path:
+
+def show(config: Any, output: str | os.PathLike[str] = "torchpipe.html") -> Path:
     """Draw a configuration, without building its models.
 
     Args:

@@ -49,7 +49,7 @@ def new_key(options: argparse.Namespace) -> int:
     return 0
 
 
-def add_commands(commands: argparse._SubParsersAction) -> None:
+def add_commands(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the three commands to the command line of torchpipe."""
     for name, call, text in (
         ("encrypt", encrypt, "encrypt a model file"),

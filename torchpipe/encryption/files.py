@@ -91,7 +91,7 @@ def new_key() -> str:
     return KEY_MARK + base64.urlsafe_b64encode(secrets.token_bytes(32)).decode()
 
 
-def find_key(file: str | os.PathLike | None = None, environment: Mapping[str, str] = os.environ) -> Key:
+def find_key(file: str | os.PathLike[str] | None = None, environment: Mapping[str, str] = os.environ) -> Key:
     """The key in ``file``, or else the one that the environment gives; never a default.
 
     Raises:
@@ -170,7 +170,7 @@ def decrypt(source: BinaryIO, key: Key, name: str) -> Iterator[bytes]:
             ) from None
 
 
-def decrypted(path: str | os.PathLike, key: Key | None = None) -> bytes:
+def decrypted(path: str | os.PathLike[str], key: Key | None = None) -> bytes:
     """All that is in an encrypted file, in memory only; the key is by default the environment's.
 
     Raises:

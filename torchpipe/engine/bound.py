@@ -6,6 +6,7 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from typing import Any
 
 from .dispatcher import Dispatcher, Inbox
 from .instance import Instance
@@ -15,7 +16,7 @@ class BoundThread:
     """The thread of a bound instance: it builds the instance and alone runs it."""
 
     def __init__(self, name: str, build: Callable[[], Instance]) -> None:
-        self._batches: queue.SimpleQueue = queue.SimpleQueue()
+        self._batches: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.inbox: Inbox = self._batches.put
         self._ready = threading.Event()
         self._error: BaseException | None = None

@@ -42,7 +42,7 @@ class Instance:
         self.on_host = False  # whether it waits for the values that GPUs are still working on
         self.owner = 0  # the thread that is running it, for refusing re-entry
         self.since = 0.0  # when it started to run
-        self.running: list | None = None  # its batch, taken by whoever ends it: the instance, or a watchdog
+        self.running: list[Any] | None = None  # its batch, taken by who ends it: the instance, or a watchdog
         self.busy_with = 0  # the size of the batch that runs now
         self.forget()
 

@@ -176,7 +176,13 @@ class Journey:
         self._needs[target] = missing
         return not missing
 
-    def _enter(self, target: Node, request: Request, shared: bool, passed: list) -> list[Step]:
+    def _enter(
+        self,
+        target: Node,
+        request: Request,
+        shared: bool,
+        passed: list[tuple[Node, Request, bool, list[Node]]],
+    ) -> list[Step]:
         """Ask the map and the filter of ``target``; what is skipped goes to ``passed``.
 
         ``shared`` says whether others may read ``request`` as well.

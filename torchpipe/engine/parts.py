@@ -101,7 +101,7 @@ class MergedParts(Parts):
         if journey.over():
             return journey.end()
         try:
-            marks: tuple = ()
+            marks: tuple[Any, ...] = ()
             for part, _ in outcomes:
                 if node.settle is not None:
                     node.settle(part)

@@ -37,7 +37,7 @@ class Sampler:
 class RandomSampler(Sampler):
     """Calls ``forward`` with ``batch_size`` random elements of ``data_source``."""
 
-    def __init__(self, data_source: Sequence, batch_size: int = 1) -> None:
+    def __init__(self, data_source: Sequence[Any], batch_size: int = 1) -> None:
         assert len(data_source) > 0, "there is nothing to sample from"
         shortage = batch_size - len(data_source)
         self.data = [*data_source, *random.choices(data_source, k=max(shortage, 0))]
@@ -46,7 +46,7 @@ class RandomSampler(Sampler):
     def batchsize(self) -> int:
         return self.batch_size
 
-    def forward(self, data: list) -> None:
+    def forward(self, data: list[Any]) -> None:
         raise RuntimeError(f"{type(self).__name__} must define forward(data)")
 
     def __call__(self, start_index: int) -> None:
@@ -56,7 +56,7 @@ class RandomSampler(Sampler):
 class SequentialSampler(RandomSampler):
     """Calls ``forward`` with the elements of ``data`` in their order."""
 
-    def __init__(self, data: Sequence, batch_size: int = 1) -> None:
+    def __init__(self, data: Sequence[Any], batch_size: int = 1) -> None:
         assert len(data) >= batch_size, f"{len(data)} elements are fewer than a batch of {batch_size}"
         super().__init__(data, batch_size)
 
@@ -75,7 +75,7 @@ class LoopSampler(SequentialSampler):
 class FileSampler(LoopSampler):
     """A LoopSampler over paths: reads the files and calls ``handle_data`` with pairs ``(path, bytes)``."""
 
-    def forward(self, data: list) -> None:
+    def forward(self, data: list[Any]) -> None:
         self.handle_data([(path, Path(path).read_bytes()) for path in data])
 
     def handle_data(self, data: list[tuple[str, bytes]]) -> None:
@@ -83,7 +83,7 @@ class FileSampler(LoopSampler):
 
 
 def preload(
-    file_dir: str | os.PathLike,
+    file_dir: str | os.PathLike[str],
     num_preload: int = 1000,
     recursive: bool = True,
     ext: Sequence[str] = IMAGES,
@@ -100,8 +100,8 @@ def preload(
 
 
 def test_from_raw_file(
-    forward_function: Callable[[list], Any] | list[Callable[[list], Any]],
-    file_dir: str | os.PathLike,
+    forward_function: Callable[[list[Any]], Any] | list[Callable[[list[Any]], Any]],
+    file_dir: str | os.PathLike[str],
     num_clients: int = 10,
     request_batch: int = 1,
     total_number: int = 10_000,
@@ -133,7 +133,7 @@ def test_from_raw_file(
     functions = _one_each(forward_function, num_clients)
     request_batch = request_batch if batch_size is None else batch_size
     if num_preload > 0:
-        data: Sequence = preload(file_dir, num_preload, recursive, ext)
+        data: Sequence[Any] = preload(file_dir, num_preload, recursive, ext)
         base: type[RandomSampler] = RandomSampler
     else:
         data = _files(file_dir, recursive, ext)
@@ -267,13 +267,15 @@ class _Run:
         }
 
 
-def _sampler(base: type, data: Sequence, batch: int, function: Callable[[list], Any]) -> Sampler:
+def _sampler(
+    base: type[RandomSampler], data: Sequence[Any], batch: int, function: Callable[[list[Any]], Any]
+) -> Sampler:
     made = base(data, batch)
     setattr(made, "handle_data" if base is FileSampler else "forward", function)
     return made
 
 
-def _of_indices(function: Callable[..., Any]) -> Callable[[list], Any]:
+def _of_indices(function: Callable[..., Any]) -> Callable[[list[Any]], Any]:
     """``function``, which may take no argument, as one that takes a list."""
     try:
         signature = inspect.signature(function)
@@ -291,7 +293,7 @@ def _of_indices(function: Callable[..., Any]) -> Callable[[list], Any]:
 def _gpu_usage() -> Callable[[], list[float]]:
     """A function that gives the first GPU's use in percent, as a list; an empty one where nobody knows."""
     try:
-        import pynvml  # type: ignore[import-not-found]
+        import pynvml
 
         pynvml.nvmlInit()
         gpu = pynvml.nvmlDeviceGetHandleByIndex(0)
@@ -300,13 +302,13 @@ def _gpu_usage() -> Callable[[], list[float]]:
         return list
 
 
-def _one_each(function: Any, count: int) -> list[Callable[[list], Any]]:
+def _one_each(function: Any, count: int) -> list[Callable[[list[Any]], Any]]:
     functions = function if isinstance(function, list) else [function] * count
     assert len(functions) == count, f"{len(functions)} functions for {count} clients"
     return functions
 
 
-def _files(folder: str | os.PathLike, recursive: bool, ext: Sequence[str]) -> list[str]:
+def _files(folder: str | os.PathLike[str], recursive: bool, ext: Sequence[str]) -> list[str]:
     if not Path(folder).is_dir():
         raise RuntimeError(f"{os.fspath(folder)!r} is no folder")
     found = Path(folder).rglob("*") if recursive else Path(folder).glob("*")

@@ -101,7 +101,7 @@ class Channel:
         try:
             start = 0
             for buffer in buffers:
-                self._segment[start : start + buffer.nbytes] = buffer  # type: ignore[index, call-overload]
+                self._segment[start : start + buffer.nbytes] = buffer  # type: ignore[index]
                 start += _aligned(buffer.nbytes)
             if descriptors:
                 socket.send_fds(self._socket, [head, inline], descriptors)

@@ -79,7 +79,7 @@ def _build(channel: Channel) -> Backend | None:
     try:
         exported, unbuilt = pickle.loads(build)
         install(exported)
-        backend = unbuilt.build()
+        backend: Backend = unbuilt.build()
         settle_process()  # now that what it uses is imported
         for batch in warmup:
             backend.forward(batch)
@@ -201,7 +201,9 @@ class _Bare(Exception):  # noqa: N818
         return _made_without_init, (type(error), error.args, vars(error))
 
 
-def _made_without_init(cls: type[BaseException], args: tuple, state: dict[str, Any]) -> BaseException:
+def _made_without_init(
+    cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]
+) -> BaseException:
     error = cls.__new__(cls, *args)
     error.args = args
     error.__dict__.update(state)

@@ -101,7 +101,7 @@ class Worker:
             if kind != "built":
                 raise self._not_understood(f"it answered {kind!r} when it should build its backend")
             *limits, self.sample = value
-            self._range = tuple(limits)  # type: ignore[assignment]
+            self._range = tuple(limits)
             self.fit = True
         assert self._range is not None
         return self._range

@@ -130,7 +130,8 @@ def reading_order(boxes: list[np.ndarray]) -> list[int]:
     by_top = np.argsort(tops, kind="stable")
     lines = np.concatenate([[0], np.cumsum(np.diff(tops[by_top]) >= NEW_LINE)])
     lefts = np.array([boxes[i][0, 0] for i in by_top])
-    return by_top[np.lexsort((lefts, lines))].tolist()
+    order: list[int] = by_top[np.lexsort((lefts, lines))].tolist()
+    return order
 
 
 def _map(data: Any) -> np.ndarray:

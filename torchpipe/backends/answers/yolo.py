@@ -142,7 +142,8 @@ class YoloV8Boxes(_Head):
         head = self.head(data, "1 x (4 + classes) x places")
         if len(head) < 5:
             raise RequestError(f"YoloV8Boxes takes 1 x (4 + classes) x places, got {describe(data)}")
-        return head.T
+        rows: np.ndarray = head.T
+        return rows
 
 
 @built_in()

@@ -85,11 +85,11 @@ class Engine(Backend):
         """One call of the network."""
         raise TypeError(f"{type(self).__name__} must define infer(inputs)")
 
-    def join(self, tensors: tuple) -> Any:
+    def join(self, tensors: tuple[Any, ...]) -> Any:
         """The same input of several requests, joined on axis 0."""
         return torch.cat(tensors) if len(tensors) > 1 else tensors[0]
 
-    def apart(self, output: Any, counts: list[int], axis: int = 0) -> list:
+    def apart(self, output: Any, counts: list[int], axis: int = 0) -> list[Any]:
         """What each request gets of an output: its number of rows along ``axis``, in memory of its own."""
         if isinstance(output, torch.Tensor):
             return apart(output, counts, axis)
@@ -111,11 +111,13 @@ class Engine(Backend):
         if len(batch) == 1:
             self._run([(batch[0], self._tensors(batch[0]))])
             return
-        groups: dict[tuple, list[tuple[Request, Values]]] = {}
+        groups: dict[tuple[Any, ...], list[tuple[Request, Values]]] = {}
         for request in batch:
             tensors = self._tensors(request)
             if self.ordinary:
-                key: tuple = tuple([(tensor.shape[1:], tensor.dtype, tensor.device) for tensor in tensors])
+                key: tuple[Any, ...] = tuple(
+                    [(tensor.shape[1:], tensor.dtype, tensor.device) for tensor in tensors]
+                )
             else:
                 key = tuple(map(_kind, tensors))
                 if len({len(tensor) for tensor in tensors if tensor.ndim}) != 1:
@@ -248,7 +250,7 @@ class RawBytes:
                 )
 
 
-def _kind(value: Any) -> tuple:
+def _kind(value: Any) -> tuple[Any, ...]:
     """What has to be equal for inputs to be joined; of a number without axes that is the number."""
     if not value.ndim:
         return (value.dtype, value.item())

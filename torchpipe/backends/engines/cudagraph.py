@@ -33,7 +33,7 @@ TOLERANCE = 0.05
 """How far an optimised network's outputs may be from the plain one's, relative to the largest."""
 
 _networks: weakref.WeakKeyDictionary[torch.nn.Module, Any] = weakref.WeakKeyDictionary()
-_files: weakref.WeakValueDictionary[tuple, Any] = weakref.WeakValueDictionary()
+_files: weakref.WeakValueDictionary[tuple[Any, ...], Any] = weakref.WeakValueDictionary()
 """Networks in use, by the module or the file that they were made from: instances share weights."""
 
 _loading = threading.Lock()  # one at a time, so that instances share networks; ended by the load's end
@@ -172,9 +172,9 @@ class CudaGraphTensor(Engine):
     def _examples(self, rows: int) -> list[torch.Tensor]:
         return [torch.rand_like(buffer[:rows]).to(self.dtype) for buffer in self._buffers]
 
-    def _shared(self, model: str | torch.nn.Module, channels_last: bool, optimise: str) -> Callable:
+    def _shared(self, model: str | torch.nn.Module, channels_last: bool, optimise: str) -> Callable[..., Any]:
         """The network, loaded and fused once for all instances that are alive; none writes to its weights."""
-        key: tuple = (self.device, self.dtype, channels_last, optimise, self.trusted)
+        key: tuple[Any, ...] = (self.device, self.dtype, channels_last, optimise, self.trusted)
         if isinstance(model, torch.nn.Module):
             known = _networks.setdefault(model, weakref.WeakValueDictionary())
             tensors = [*model.parameters(), *model.buffers()]
@@ -182,12 +182,12 @@ class CudaGraphTensor(Engine):
         else:
             known, path = _files, Path(model)
             key += (str(path.resolve()), path.stat().st_mtime_ns if path.is_file() else 0)
-        network = known.get(key)
+        network: Callable[..., Any] | None = known.get(key)
         if network is None:
             known[key] = network = self._load(model, channels_last, optimise)
         return network
 
-    def _load(self, model: str | torch.nn.Module, channels_last: bool, optimise: str) -> Callable:
+    def _load(self, model: str | torch.nn.Module, channels_last: bool, optimise: str) -> Callable[..., Any]:
         if isinstance(model, torch.nn.Module):
             plain = private_copy(model, self.device, self.dtype)
         elif model.endswith(".pt2"):
@@ -203,7 +203,7 @@ class CudaGraphTensor(Engine):
             return torch.compile(plain, dynamic=False)
         return self._fused(plain) if optimise == "fuse" else plain
 
-    def _fused(self, plain: torch.nn.Module) -> Callable:
+    def _fused(self, plain: torch.nn.Module) -> Callable[..., Any]:
         """The network frozen and fused by TorchScript, where that works and changes nothing."""
         try:
             script = plain
@@ -311,7 +311,7 @@ def shapes(text: str) -> list[tuple[int, ...]]:
 
 
 def _chain(
-    network: Callable, scale: Normalise | None, dtype: torch.dtype, device: torch.device
+    network: Callable[..., Any], scale: Normalise | None, dtype: torch.dtype, device: torch.device
 ) -> Callable[..., list[torch.Tensor]]:
     """Mean and std, and the network."""
     if scale is None:

@@ -205,7 +205,10 @@ def in_precision(module: torch.nn.Module, device: torch.device, dtype: torch.dty
 
     ``module.to(dtype)`` would drop their imaginary part.
     """
-    return module._apply(lambda t: t.to(device, dtype if t.is_floating_point() else t.dtype))
+    moved: torch.nn.Module = module._apply(
+        lambda t: t.to(device, dtype if t.is_floating_point() else t.dtype)
+    )
+    return moved
 
 
 def torch_source(path: str, suffixes: tuple[str, ...]) -> str | io.BytesIO:
@@ -223,10 +226,11 @@ def load_script(path: str, device: torch.device, trusted: bool) -> torch.jit.Scr
     if not trusted:
         check_script(source, path)
     try:
-        return torch.jit.load(_rewound(source), map_location=device)
+        script: torch.jit.ScriptModule = torch.jit.load(_rewound(source), map_location=device)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"model = {path!r} is no TorchScript file: {reason}") from error
+    return script
 
 
 def load_export(path: str, trusted: bool) -> torch.nn.Module:
@@ -248,7 +252,7 @@ def _rewound(source: str | io.BytesIO) -> str | io.BytesIO:
     return source
 
 
-def fixed_module(module: torch.nn.Module) -> Callable:
+def fixed_module(module: torch.nn.Module) -> Callable[..., None]:
     """An ``__init__`` of ModuleTensor for a module that was registered by itself."""
 
     def init(

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
+from torch.utils.dlpack import from_dlpack
 
 from ...errors import ConfigError, optional
 from ...parameters import Count, DeviceName, FilePath, Numbers
@@ -118,7 +119,7 @@ class OnnxTensor(Engine):
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
         self.device = torch_device(device)
-        chosen: list = ["CPUExecutionProvider"]
+        chosen: list[Any] = ["CPUExecutionProvider"]
         if self.device.type == "cuda":
             if CUDA not in runtime.get_available_providers():
                 raise ConfigError(
@@ -144,7 +145,7 @@ class OnnxTensor(Engine):
         self._giving_back.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         self._read_signature(model, source, force_range)
 
-    def _current_gpu(self) -> contextlib.AbstractContextManager:
+    def _current_gpu(self) -> contextlib.AbstractContextManager[Any]:
         return torch.cuda.device(self.device) if self.device.type == "cuda" else contextlib.nullcontext()
 
     def _on_gpu(self, runtime: Any) -> dict[str, str]:
@@ -184,7 +185,7 @@ class OnnxTensor(Engine):
 
     # numpy, because an operator of torch would start a team of threads in whichever thread calls
 
-    def join(self, tensors: tuple) -> Any:
+    def join(self, tensors: tuple[Any, ...]) -> Any:
         if len(tensors) == 1:
             return tensors[0]
         if isinstance(tensors[0], np.ndarray):  # text
@@ -244,9 +245,9 @@ class OnnxTensor(Engine):
                 self.session.run_with_iobinding(binding, self._options)
             finally:  # whatever it raised, it may still read the inputs
                 current.wait_stream(self._stream)
-            return [torch.from_dlpack(value).clone() for value in binding.get_outputs()]
+            return [from_dlpack(value).clone() for value in binding.get_outputs()]
         self.session.run_with_iobinding(binding)
-        return [torch.from_dlpack(value).clone() for value in binding.get_outputs()]
+        return [from_dlpack(value).clone() for value in binding.get_outputs()]
 
     def sample(self) -> Request:
         shapes = [shape for shape in self.signature.shapes if shape is not None]
@@ -267,4 +268,5 @@ def _half(source: str | bytes) -> bytes:
     onnx = optional("onnx", "onnx")
     float16 = optional("onnxruntime.transformers.float16", "onnx")
     network = onnx.load(source) if isinstance(source, str) else onnx.load_from_string(source)
-    return float16.convert_float_to_float16(network, keep_io_types=True).SerializeToString()
+    half: bytes = float16.convert_float_to_float16(network, keep_io_types=True).SerializeToString()
+    return half

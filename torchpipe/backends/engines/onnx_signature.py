@@ -143,10 +143,11 @@ class Signature:
         """An input in the network's type; of one that numpy lacks the bits; text as it is."""
         dtype, wanted = self.dtypes[i], self._numpy[i]
         if dtype is None:
-            return value
+            text: np.ndarray = value
+            return text
         if wanted is None:
             with OneThread():
-                cast = value.detach().cpu().to(dtype).contiguous()
+                cast: torch.Tensor = value.detach().cpu().to(dtype).contiguous()
                 return cast.view(torch.uint16 if cast.element_size() == 2 else torch.uint8).numpy()
         array = numbers(value)
         if array.dtype == wanted:
@@ -211,12 +212,12 @@ def _apart(first: Any, batch: str | None, many: bool) -> bool:
     return isinstance(first, str) and first != batch
 
 
-def _shapes(inputs: list, source: str | bytes) -> list[list | None]:
+def _shapes(inputs: list[Any], source: str | bytes) -> list[list[Any] | None]:
     """The shape of each input, None where it has no known number of axes.
 
     ONNX Runtime shows that as it shows an input without axes; the file tells, where ``onnx`` is installed.
     """
-    shapes: list[list | None] = [one.shape for one in inputs]
+    shapes: list[list[Any] | None] = [one.shape for one in inputs]
     if all(shapes):
         return shapes
     try:

@@ -234,7 +234,7 @@ class OpenvinoTensor(Engine):
 
     # numpy, because an operator of torch would start a team of threads in whichever thread calls
 
-    def join(self, tensors: tuple) -> Any:
+    def join(self, tensors: tuple[Any, ...]) -> Any:
         if len(tensors) == 1:
             return tensors[0]
         return torch.from_numpy(np.concatenate([numbers(tensor) for tensor in tensors]))
@@ -333,7 +333,8 @@ class OpenvinoMat(Backend):
             return output
         if output.ndim == 4 and not self.channels_last:
             return np.ascontiguousarray(output[0].transpose(1, 2, 0))
-        return output[0]
+        first: np.ndarray = output[0]
+        return first
 
     def close(self) -> None:
         del self.network

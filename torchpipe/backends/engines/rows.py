@@ -113,7 +113,7 @@ class Rows:
     def find(
         self,
         infer: Callable[[Values], Values],
-        join: Callable[[tuple], Any],
+        join: Callable[[tuple[Any, ...]], Any],
         inputs: Values,
         outputs: Values,
         counts: Sequence[int],
@@ -210,7 +210,7 @@ class Trial:
     def __init__(
         self,
         infer: Callable[[Values], Values],
-        join: Callable[[tuple], Any],
+        join: Callable[[tuple[Any, ...]], Any],
         inputs: Values,
         outputs: Values,
         counts: Sequence[int],

@@ -340,7 +340,8 @@ class TensorrtTensor(Backend):
             tensor = upload(tensor, self.device)
         if self.raw.unseen and tensor.dtype != self.dtypes[name]:
             self.raw.look(tensor, "TensorrtTensor")
-        return tensor.to(self.dtypes[name]).contiguous()
+        taken: torch.Tensor = tensor.to(self.dtypes[name]).contiguous()
+        return taken
 
     def sample(self) -> Request:
         if self.inner is not None:  # which takes files and images

@@ -173,7 +173,7 @@ def calibrate(trt: Any, network: Any, config: Any, folder: str, cache: str, devi
     # All at once and before the build: TensorRT drops what a callback raises.
     rows = [] if Path(cache).is_file() else calibration_rows(folder, tuple(network.get_input(0).shape))
 
-    class Calibrator(trt.IInt8EntropyCalibrator2):
+    class Calibrator(trt.IInt8EntropyCalibrator2):  # type: ignore[misc]
         def __init__(self) -> None:
             super().__init__()
             self.left = iter(rows)

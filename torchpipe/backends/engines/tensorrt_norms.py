@@ -73,7 +73,9 @@ def _kind(trt: Any, layer: Any) -> str:
         "REDUCE": trt.IReduceLayer,
         "NORMALIZATION": getattr(trt, "INormalizationLayer", None),
     }
-    kind = layer.type.name
+    kind: str = layer.type.name
     if operations.get(kind) is not None:
         layer.__class__ = operations[kind]  # a network gives them as what they have in common
-    return layer.op.name if kind in ("ELEMENTWISE", "UNARY", "REDUCE") else kind
+    if kind in ("ELEMENTWISE", "UNARY", "REDUCE"):
+        kind = layer.op.name
+    return kind

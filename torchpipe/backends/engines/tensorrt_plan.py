@@ -46,7 +46,7 @@ class Recipe:
 
 
 _building = threading.Lock()  # one engine at a time, so that instances of a node share it; ended by the build
-_built: weakref.WeakValueDictionary[tuple, Plan] = weakref.WeakValueDictionary()
+_built: weakref.WeakValueDictionary[tuple[Any, ...], Plan] = weakref.WeakValueDictionary()
 
 
 def check_files(model: str, cache: str) -> None:

@@ -152,7 +152,7 @@ def _by_torch(source: str | io.BytesIO) -> Records:
     """The records of an archive as torch's own reader finds them, which does not tell a from A."""
     if isinstance(source, io.BytesIO):
         source.seek(0)
-    reader = torch._C.PyTorchFileReader(source)  # type: ignore[arg-type]
+    reader = torch._C.PyTorchFileReader(source)
     names = reader.get_all_records()
     return _once(names, {name.lower(): functools.partial(reader.get_record, name) for name in names})
 

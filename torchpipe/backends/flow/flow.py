@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import Field
 
 from ...errors import ConfigError, FilterError, NoResultError, note
-from ...filters import Status, swap
+from ...filters import Filter, Status, swap
 from ...parameters import Count
 from ...reason import Reason, forget, not_run, told
 from ...registry import built_in
@@ -121,7 +121,9 @@ class Sequential(Backend):
                 for request in chosen:
                     run_child(child, [request])
 
-    def _decide(self, going: list[Request], condition, child: Backend) -> tuple[list, list]:
+    def _decide(
+        self, going: list[Request], condition: Filter, child: Backend
+    ) -> tuple[list[Request], list[Request]]:
         """Those that go on after this child, and among them those that it runs."""
         remain, chosen = [], []
         for request in going:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Annotated
 
@@ -148,7 +149,7 @@ class Parallel(Backend):
         for future in futures:
             future.result()
 
-    def _work(self, waiting) -> None:
+    def _work(self, waiting: Iterator[list[Request]]) -> None:
         for piece in waiting:
             run_child(self.inner, piece)
 

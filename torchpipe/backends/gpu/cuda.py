@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Literal, Optional
+from typing import Any, Literal, Optional, overload
 
 import torch
 
@@ -92,7 +92,7 @@ class Torch(_Around):
         self.device = _gpu(device_id)
 
     @classmethod
-    def around_parts(cls, device_id: str = "-1", **settings: Any) -> contextlib.AbstractContextManager:
+    def around_parts(cls, device_id: str = "-1", **settings: Any) -> contextlib.AbstractContextManager[Any]:
         """Its GPU is the current one, which ``device = "cuda"`` and ``"auto"`` mean."""
         return torch.cuda.device(_gpu(device_id))
 
@@ -119,6 +119,10 @@ def download(tensor: torch.Tensor) -> torch.Tensor:
     return host
 
 
+@overload
+def upload(value: torch.Tensor, device: torch.device) -> torch.Tensor: ...
+@overload
+def upload(value: Any, device: torch.device) -> Any: ...
 def upload(value: Any, device: torch.device) -> Any:
     """A tensor, or a list of them, on ``device``: through pinned memory, so that the host does not wait."""
     if isinstance(value, (list, tuple)):

@@ -7,6 +7,7 @@ a turn of one of them, ten times as long as the call; so the few calls of every 
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -39,7 +40,8 @@ def current_stream(device: torch.device) -> int:
     return _raw_stream(device.index)
 
 
-_raw_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)  # as code made by torch.compile calls it
+# As code made by torch.compile calls it.
+_raw_stream: Callable[[int], int] | None = getattr(torch._C, "_cuda_getCurrentRawStream", None)
 
 
 def copy(target: torch.Tensor, source: torch.Tensor, stream: int) -> None:

@@ -64,7 +64,8 @@ class NvJpeg:
         self._done = Point(device)
 
     def _create(self, kind: int) -> int:
-        return self._library.nvjpegCreateEx(kind, None, None, 0, ctypes.byref(self._handle))
+        status: int = self._library.nvjpegCreateEx(kind, None, None, 0, ctypes.byref(self._handle))
+        return status
 
     def decode(
         self, files: Sequence[bytes], headers: Sequence[Header], scratch: bool = False

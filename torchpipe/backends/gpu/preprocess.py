@@ -139,7 +139,7 @@ class PreprocessTensor(Backend):
             if not batch:
                 return
         images = on_device([request["data"] for request in batch], self.device)
-        groups: dict[tuple, list[int]] = {}
+        groups: dict[tuple[Any, ...], list[int]] = {}
         for i, (request, image) in enumerate(zip(batch, images, strict=True)):
             key = (image.dtype, image.ndim, request.get("color", "rgb") != self.color)
             groups.setdefault(key, []).append(i)

@@ -4,8 +4,8 @@
 from __future__ import annotations
 
 import torch
-import triton  # type: ignore[import-not-found]
-import triton.language as tl  # type: ignore[import-not-found]
+import triton
+import triton.language as tl
 
 FIELDS = 12
 """Numbers that describe one output image: where its source lies, the box in it, the place it goes to."""

@@ -52,7 +52,8 @@ def one_box(request: Request, name: str) -> list[float]:
     numbers = box_numbers(request, name)
     if numbers.ndim != 1 or len(numbers) < 4:
         raise BoxError(f"{name} takes {TASK_BOX_KEY} = [x1, y1, x2, y2], got {shown(box)}")
-    return numbers[:4].tolist()
+    found: list[float] = numbers[:4].tolist()
+    return found
 
 
 def crop(image: np.ndarray, x1: int, y1: int, x2: int, y2: int, name: str) -> np.ndarray:

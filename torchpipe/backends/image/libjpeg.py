@@ -99,7 +99,7 @@ def decoded(data: Any, mode: Mode, upright: bool) -> np.ndarray | None:
     if upright and b"Exif\0\0" in bytes(data):
         return None
     try:
-        image = simplejpeg.decode_jpeg(data, colorspace=mode.upper())
+        image: np.ndarray = simplejpeg.decode_jpeg(data, colorspace=mode.upper())
     except ValueError:  # it says so of what can be mended, too
         return None
     return image[:, :, 0] if image.shape[2] == 1 else image

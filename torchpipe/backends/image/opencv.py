@@ -49,7 +49,8 @@ def checked(image: Any, name: str) -> np.ndarray:
     if not isinstance(image, np.ndarray) or image.ndim not in (2, 3) or image.size == 0:
         raise RequestError(f"{name} takes an image as numpy array, HxWxC or HxW, got {describe(image)}")
     if not image.dtype.isnative:  # OpenCV would take the bytes of each number in the wrong order
-        image = image.astype(image.dtype.newbyteorder("="))
+        native: np.ndarray = image.astype(image.dtype.newbyteorder("="))
+        return native
     return image
 
 

@@ -41,7 +41,7 @@ class _PillowResizing(Backend):
         return found if found.ndim == pixels.ndim else found[:, :, None]
 
 
-def is_pixels(value: Any) -> bool:
+def is_pixels(value: np.ndarray) -> bool:
     """Whether Pillow can resize it with the channels where they are."""
     return value.dtype == np.uint8 and (value.ndim == 2 or 1 <= value.shape[2] <= 4)
 

@@ -122,7 +122,7 @@ class FixRatioResizeMat(Backend):
 def common_width(batch: list[Request], height: int, max_w: int, align: int, name: str) -> int:
     """The width of the widest image at this height, rounded up to a multiple of ``align``, at most max_w."""
     shapes = [mat(request, name).shape for request in batch]
-    width = max(max(1, height * shape[1] // shape[0]) for shape in shapes)
+    width: int = max(max(1, height * shape[1] // shape[0]) for shape in shapes)
     return min(-(-width // align) * align, max_w)
 
 

@@ -201,7 +201,7 @@ class CropResizeTensors(Backend):
 def _places(start: np.ndarray, end: np.ndarray, count: int, size: int) -> np.ndarray:
     """Where along an axis ``count`` new pixels of each box are read: -1 is the image's edge, 1 the other."""
     middles = (np.arange(count) + 0.5) / count
-    places = start[:, None] + middles * (end - start)[:, None]
+    places: np.ndarray = start[:, None] + middles * (end - start)[:, None]
     inner = np.minimum(0.5, (end - start) / 2)[:, None]  # a box's outermost pixels have their centres there
     places = places.clip(start[:, None] + inner, end[:, None] - inner)
     return 2 * places / size - 1

@@ -116,7 +116,8 @@ def _to_planes(image: np.ndarray) -> np.ndarray:
 
 
 def _to_hwc(image: np.ndarray) -> np.ndarray:
-    return image.reshape(*image.shape[:2], -1).copy()
+    found: np.ndarray = image.reshape(*image.shape[:2], -1).copy()
+    return found
 
 
 @built_in()
@@ -147,7 +148,8 @@ class Tensor2Mat(EachTensor):
         found = download(planes[0]).numpy()
         if layout != "hwc" and len(found) > 1:
             return cv2.merge([np.ascontiguousarray(plane) for plane in found])
-        return found.transpose(1, 2, 0).copy()
+        image: np.ndarray = found.transpose(1, 2, 0).copy()
+        return image
 
 
 @built_in()

@@ -82,7 +82,7 @@ class _ToOneSize(ImagesTensor):
         return resized, way_back(images.shape, height, width, plan.align_corners)
 
     def _change_groups(self, groups: Iterable[list[Image]]) -> None:
-        ragged: dict[tuple, list[list[Image]]] = {}
+        ragged: dict[tuple[Any, ...], list[list[Image]]] = {}
         for members in groups:
             first = members[0].tensor
             planes = as_planes(first, members[0].layout)

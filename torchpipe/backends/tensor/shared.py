@@ -143,7 +143,7 @@ def own(tensor: torch.Tensor) -> torch.Tensor:
         return tensor.clone()
 
 
-def _in_this_thread(tensor: torch.Tensor) -> contextlib.AbstractContextManager:
+def _in_this_thread(tensor: torch.Tensor) -> contextlib.AbstractContextManager[Any]:
     return contextlib.nullcontext() if tensor.numel() <= STAYS_IN_THREAD else OneThread()
 
 
@@ -251,7 +251,7 @@ class ImagesTensor(Backend):
         for images in found:
             for image in images:
                 tensor = image.tensor
-                alike: tuple = (image.layout, tensor.shape, tensor.dtype, tensor.device, image.wish)
+                alike: tuple[Any, ...] = (image.layout, tensor.shape, tensor.dtype, tensor.device, image.wish)
                 if not tensor.is_cuda and tensor.numel() > MOST_JOINED:
                     alike = (*alike, len(groups))
                 groups.setdefault(alike, []).append(image)

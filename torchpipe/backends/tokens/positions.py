@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated
 
 import numpy as np
@@ -43,7 +44,7 @@ class AppendPositionIDsTensor(Backend):
             request["result"] = [*tensors, positions]
 
 
-def _sequence(tensors, name: str) -> torch.Tensor:
+def _sequence(tensors: Sequence[torch.Tensor], name: str) -> torch.Tensor:
     if not tensors or tensors[0].ndim < 2:
         found = describe(tensors[0]) if tensors else "an empty list"
         raise RequestError(f"{name} takes a tensor of at least 2 axes, ... x n x size, got {found}")
@@ -90,7 +91,7 @@ class GenerateCosSinMaskTensor(Backend):
             data = a_tensor(request["data"], type(self).__name__)
             request["result"] = self.tables([data])
 
-    def tables(self, tensors) -> list[torch.Tensor]:
+    def tables(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """cos, sin and mask for the first tensor's length, dtype and device."""
         first = _sequence(tensors, type(self).__name__)
         if not first.is_floating_point():
