@@ -28,6 +28,7 @@ site-serve:  ## serve it on 127.0.0.1; port=3001 chooses another port
 	scripts/node npm run serve -- --port $(or $(port),3000)
 site-check: setup  ## old and missing translations, dead links, code that differs between the languages
 	$(python) scripts/site.py --check
+	$(python) scripts/reference.py --check
 bench: setup  ## every benchmark; rivals are installed into .venv-rivals
 	benchmarks/rivals.sh
 	for name in dispatch preprocess waiting service batching images tensors process engines ocr soak; do $(python) benchmarks/$$name.py || exit 1; done

@@ -137,7 +137,8 @@ def listed(part: Any, pages: Pages) -> Iterator[tuple[str, bool]]:
     """The names of the pages in a tree, each with whether there is such a page."""
     if isinstance(part, str):
         if part.endswith("/*"):
-            yield from ((name, True) for name in pages.pages if name.rpartition("/")[0] == part[:-2])
+            inside = [name for name in pages.pages if name.rpartition("/")[0] == part[:-2]]
+            yield from ((name, True) for name in sorted(inside, key=lambda name: not name.endswith("/index")))
         else:
             yield part, part in pages.pages
     for inner in part.values() if isinstance(part, dict) else part if isinstance(part, list) else ():

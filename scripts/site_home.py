@@ -102,28 +102,27 @@ PLOTS: dict[str, Callable[[Path, str], str]] = {"ocr": ocr}
 
 
 def bars_of(title: str, groups: list[tuple[str, list[tuple[str, float, str]]]]) -> str:
-    """Bars in groups as SVG on one line; the site's style gives the colours."""
-    width, bar, left = 640, 22, 110
+    """Bars in groups as SVG on one line, with a legend; the site's style gives the colours."""
+    width, line, value_width = 440, 22, 44
     most = max(value for _, bars in groups for _, value, _ in bars)
-    parts, y = [], 8
+    parts, y = [], 0
+    for kind, _, words in groups[0][1]:
+        parts.append(f'<rect class="{kind}" x="0" y="{y + 3}" width="12" height="12" rx="3"/>')
+        parts.append(f'<text x="20" y="{y + 14}">{escape(words)}</text>')
+        y += line
     for label, bars in groups:
-        parts.append(
-            f'<text class="group" x="0" y="{y + len(bars) * bar / 2 + 5:.0f}">{escape(label)}</text>'
-        )
+        parts.append(f'<text class="group" x="0" y="{y + 22}">{escape(label)}</text>')
+        y += 30
         for kind, value, words in bars:
-            long = value / most * (width - left - 60)
-            inside = long > 8.5 * len(words) + 12
+            long = value / most * (width - value_width)
             parts.append(
-                f'<rect class="{kind}" x="{left}" y="{y}" width="{long:.0f}" height="{bar - 4}" rx="3"/>'
-                f'<text class="value" x="{left + long + 8:.0f}" y="{y + 14}">{value:.2f}'
-                f"{'' if inside else ' · ' + escape(words)}</text>"
+                f'<rect class="{kind}" x="0" y="{y}" width="{long:.0f}" height="{line - 4}" rx="3">'
+                f"<title>{escape(words)}</title></rect>"
+                f'<text class="value" x="{long + 8:.0f}" y="{y + 14}">{value:.2f}</text>'
             )
-            if inside:
-                parts.append(f'<text class="words {kind}" x="{left + 8}" y="{y + 14}">{escape(words)}</text>')
-            y += bar
-        y += 16
-    start = f'<svg class="plot" viewBox="0 0 {width} {y - 8}" role="img" aria-label="{escape(title)}">'
-    return f"{start}<title>{escape(title)}</title>{''.join(parts)}</svg>"
+            y += line
+    start = f'<svg class="plot" viewBox="0 0 {width} {y}" role="img" aria-label="{escape(title)}">'
+    return f"{start}{''.join(parts)}</svg>"
 
 
 def feed(root: Path, address: str) -> str:

@@ -79,7 +79,7 @@ export default {
     footer: {
       links: [
         {to: '/changelog', label: 'Changelog'},
-        {href: `${settings.url}${settings.baseUrl}changelog.xml`, label: 'Changes as a feed', target: '_self'},
+        {to: 'pathname:///changelog.xml', label: 'Changes as a feed', target: '_self'},
       ],
       copyright: `torchpipe ${version} · Apache-2.0`,
     },

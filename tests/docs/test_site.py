@@ -1,6 +1,5 @@
 """The documentation's site: what is wrong in its pages is found, and a real browser shows what was built."""
 
-import functools
 import gzip
 import http.server
 import importlib.util
@@ -266,14 +265,22 @@ def test_the_lock_file_names_no_registry():
 # What follows builds the site and looks at it in Chromium.
 
 
+class Files(http.server.SimpleHTTPRequestHandler):
+    """The files of the site."""
+
+    def __init__(self, *given):
+        super().__init__(*given, directory=SITE / "build")
+
+    def log_message(self, *_):
+        pass
+
+
 @pytest.fixture(scope="module")
 def built():
     """The site, built anew, and its address."""
     subprocess.run([sys.executable, "scripts/site.py"], cwd=ROOT, check=True)
     subprocess.run(["scripts/node", "npm", "run", "build"], cwd=ROOT, check=True)
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=SITE / "build")
-    handler.log_message = lambda *_: None
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Files)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
@@ -313,7 +320,7 @@ def seen(site, built, names, tmp_path_factory):
     chinese = [page for page in site.Pages(ROOT) if page.language == "zh" and "title" in page.settings]
     assert chinese, "there is no Chinese page yet"
     widths = [(theme, width) for theme in ("light", "dark") for width in (1280, 390)]
-    reference = next(name for name in names if "backends" in name)
+    reference = next(name for name in names if "reference/backends/" in name)
     shots = [
         {
             "path": path_of(name, language),
