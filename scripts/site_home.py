@@ -63,7 +63,6 @@ def graph(root: Path) -> str:
     from torchpipe.drawing.page import picture
 
     svg = picture(outline(folder / "config.toml"))
-    svg.set("role", "img")
     arrows = [part for part in svg.iter("path") if part.get("class", "").startswith("arrow")]
     for arrow in arrows:
         x, y = _start(arrow)

@@ -69,7 +69,7 @@ for (const {path, words} of asked.search) {
   const found = '.navbar__search [class*="suggestion"]';
   await page.waitForSelector(found, {timeout: 15000}).catch(() => {});
   await new Promise((r) => setTimeout(r, 600));
-  if (asked.shots) await page.screenshot({path: `${folder}/search-${asked.search.findIndex((s) => s.words === words)}.png`});
+  await page.screenshot({path: `${folder}/search-${answers.search.length}.png`});
   await page.keyboard.press('ArrowDown');
   await page.keyboard.press('Enter');
   await page.waitForFunction((from) => location.pathname !== from, {timeout: 10000}, path).catch(() => {});
@@ -83,7 +83,7 @@ for (const {path, words} of asked.search) {
   const page = await opened(asked.copy);
   await page.evaluate(() => document.querySelector('article .theme-code-block').scrollIntoView());
   await page.hover('article .theme-code-block');
-  await page.click('article .theme-code-block button[class*="copy" i], article .theme-code-block button');
+  await page.click('article .theme-code-block button[aria-label*="opy"]');
   await new Promise((r) => setTimeout(r, 300));
   answers.copied = await page.evaluate(() => navigator.clipboard.readText());
   await page.close();
@@ -130,9 +130,12 @@ for (const {path, words} of asked.search) {
   await context.close();
 }
 
-for (const {path, name, theme, width} of asked.shots || []) {
+for (const {path, name, theme, width} of asked.shots) {
   const page = await opened(path, {theme, width, height: width < 600 ? 844 : 900});
   await drawn(page, asked.pages.find((one) => one.path === path)?.diagrams || 0);
+  if (name.startsWith('diagram')) {
+    await page.evaluate(() => document.querySelector('.docusaurus-mermaid-container')?.scrollIntoView({block: 'center'}));
+  }
   await page.screenshot({path: `${folder}/${name}-${theme}-${width}.png`, fullPage: name.startsWith('home')});
   await page.close();
 }

@@ -12,6 +12,7 @@ export default {
   favicon: 'img/logo.svg',
   url: settings.url,
   baseUrl: settings.baseUrl,
+  trailingSlash: true, // any plain server of files serves folders
   onBrokenLinks: 'throw',
   onBrokenAnchors: 'throw',
   onDuplicateRoutes: 'throw',
