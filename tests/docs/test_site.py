@@ -4,6 +4,7 @@ import gzip
 import http.server
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -12,6 +13,8 @@ import threading
 from pathlib import Path
 
 import pytest
+
+import torchpipe
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SITE = ROOT / "site"
@@ -245,6 +248,28 @@ def test_the_anchors_are_those_of_github(site):
     assert slug("`pipe.submit()` and *more*, or less?") == "pipesubmit-and-more-or-less"
     assert slug("Jump: a_b [link](x.md)") == "jump-a_b-link"
     assert slug("超时、取消") == "超时取消"
+
+
+def test_the_home_page_has_the_readmes_example_a_graph_and_a_plot_and_no_path_of_this_machine(site):
+    code = "import json, sys, site_home; from pathlib import Path; "
+    code += "print(json.dumps(site_home.home(Path(sys.argv[1]), [])))"
+    done = subprocess.run(  # apart, since it registers the backends of an example
+        [sys.executable, "-c", code, ROOT],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "scripts")},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    home = json.loads(done.stdout)
+    readme = (ROOT / "README.md").read_text()
+    assert f"```python\n{home['code']}\n```" in readme
+    assert f"```\n{home['printed']}\n```" in readme
+    assert home["version"] == torchpipe.__version__
+    for node in ("page", "detect", "lines", "text", "line", "orientation", "recognise"):
+        assert f'class="name" xml:space="preserve">{node}</text>' in home["graph"]
+    assert home["graph"].count('class="request"') == 6
+    assert home["plot"]["en"].count("<rect") == home["plot"]["zh"].count("<rect") == 3 + 9
+    assert str(ROOT) not in done.stdout
 
 
 def test_the_changelog_is_an_atom_feed(site):
