@@ -71,21 +71,18 @@ class Stage:
         body = with_heading_anchors(page, self.pages.anchors(page))
         body = with_links(body, lambda label, link: self.link(page, language, label, link))
         body = MARK.sub(lambda found: self.figures(page, language, *found.groups()), body)
-        settings = {key: value for key, value in page.settings.items() if key not in ("source", "translate")}
+        front = [line for line in page.front if not re.match("(source|translate):", line)]
         if name == "index":
-            settings["slug"] = "/welcome"
+            front.append("slug: /welcome")
         if self.settings["repository"]:
-            settings["custom_edit_url"] = self.address(page.file)
+            front.append(f"custom_edit_url: {self.address(page.file)}")
         if page.language != language:
             head, rest = _after_title(body)
             title, text = NOTES[language]
             if page.settings.get("translate") == "false" and language in ONLY_ENGLISH:
                 title, text = ONLY_ENGLISH[language]
             body = f"{head}\n:::note[{title}]\n\n{text}\n\n:::\n{rest}"
-        front = "".join(
-            f"{key}: {json.dumps(value, ensure_ascii=False)}\n" for key, value in settings.items()
-        )
-        return f"---\n{front}---\n{body}" if front else body
+        return "\n".join(["---", *front, "---", body]) if front else body
 
     def link(self, page: Page, language: str, label: str, link: str) -> tuple[str, str | None]:
         """Where a link leads on the site: to a page, a picture beside the pages, or a file of the project."""
@@ -203,7 +200,10 @@ def _links(root: Path, pages: Pages, page: Page) -> Iterator[str]:
         target = pages.find(file)
         if not file.exists() or not file.is_relative_to(root):
             yield f"{_path(root, page)}: dead link {link}"
-        elif anchor and target is not None and anchor not in target.anchors:
+            continue
+        if target is None and file.suffix == ".md":
+            target = Page("", "en", file, file.read_text(encoding="utf-8"))
+        if anchor and target is not None and anchor not in target.anchors:
             near = ", ".join(target.anchors[:30])
             yield f"{_path(root, page)}: dead anchor in {link}; {_path(root, target)} has {near}"
     for kind, name, section in MARK.findall(page.body):

@@ -28,6 +28,7 @@ class Page:
     file: Path
     text: str
     settings: dict[str, str] = field(default_factory=dict)
+    front: list[str] = field(default_factory=list)
     body: str = ""
 
     def __post_init__(self) -> None:
@@ -35,7 +36,8 @@ class Page:
         matched = re.match(r"---\n(.*?)^---\n", self.text, re.M | re.S)
         if matched:
             self.body = self.text[matched.end() :]
-            pairs = (line.partition(":") for line in matched[1].splitlines() if ":" in line)
+            self.front = matched[1].splitlines()
+            pairs = (line.partition(":") for line in self.front if ":" in line)
             self.settings = {key.strip(): value.strip().strip("\"'") for key, _, value in pairs}
 
     @cached_property

@@ -123,6 +123,21 @@ def test_a_dead_anchor_is_found_in_both_languages(site, project, language):
     assert len(faults) == 1
 
 
+def test_a_dead_anchor_in_a_file_that_is_no_page_is_found(site, project):
+    project("README.md", "# Here\n\n## There\n")
+    links = "[1](../../README.md#there)\n[2](../../README.md#gone)\n"
+    project("docs/limits/other.md", f"# Other\n\n{links}\n## One heading\n")
+    [fault] = [fault for fault in site.check(project.root) if "dead" in fault]
+    assert fault == "docs/limits/other.md: dead anchor in ../../README.md#gone; README.md has here, there"
+
+
+def test_other_settings_at_the_head_of_a_page_are_kept(site, project):
+    page = site.Pages(project.root).find(project.root / "docs/zh/limits/deadlines.md")
+    project("docs/zh/limits/deadlines.md", page.text.replace("title: 超时", "title: 超时\nkeywords: [a, b]"))
+    text = site.Stage(project.root).page("limits/deadlines", "zh")
+    assert text.startswith("---\ntitle: 超时\nkeywords: [a, b]\n---\n")
+
+
 def test_a_link_in_code_is_none(site, project):
     project("docs/limits/other.md", "# Other\n\n`[a](gone.md)`\n\n## One heading\n\n```\n[a](gone.md)\n```\n")
     assert not [fault for fault in site.check(project.root) if "dead" in fault]
@@ -214,7 +229,7 @@ def test_an_edit_link_leads_to_the_file_of_the_language_that_is_shown(site, proj
     stage = site.Stage(project.root)
     stage.settings["repository"] = "https://code.example/us"
     for language, path in [("en", "docs/limits/other.md"), ("zh", "docs/zh/limits/other.md")]:
-        edit = f'custom_edit_url: "https://code.example/us/blob/main/{path}"'
+        edit = f"custom_edit_url: https://code.example/us/blob/main/{path}"
         assert edit in stage.page("limits/other", language)
 
 
