@@ -60,7 +60,10 @@ class Stage:
                 self.root / "site" / "staged" / "home.json",
                 json.dumps(site_home.home(self.root, [*names, *left])),
             ),
-            (static / "changelog.xml", site_home.feed(self.root, self.settings["url"])),
+            (
+                static / "changelog.xml",
+                site_home.feed(self.root, (self.settings["url"] + self.settings["baseUrl"]).rstrip("/")),
+            ),
         ]:
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(value, encoding="utf-8")

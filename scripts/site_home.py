@@ -131,7 +131,7 @@ def feed(root: Path, address: str) -> str:
     changed = subprocess.run(asked, cwd=root, capture_output=True, text=True, check=False).stdout.strip()
     changed = changed or "1970-01-01T00:00:00Z"
     atom = Xml.Element("feed", xmlns="http://www.w3.org/2005/Atom")
-    page = f"{address}/changelog"
+    page = f"{address}/changelog/"
     for tag, text in [("title", "torchpipe"), ("id", page), ("updated", changed)]:
         Xml.SubElement(atom, tag).text = text
     Xml.SubElement(atom, "link", href=page)
