@@ -166,7 +166,7 @@ def _after_title(body: str) -> tuple[str, str]:
 def check(root: Path) -> list[str]:
     """What is wrong, each with its page and what to do."""
     pages = Pages(root)
-    found = [*_sidebar(root, pages)]
+    found = [*_sidebar(root, pages), *_frame(root)]
     for page in pages:
         found += _links(root, pages, page)
     for name, languages in pages.pages.items():
@@ -193,6 +193,28 @@ def _sidebar(root: Path, pages: Pages) -> Iterator[str]:
         times = sum(name == other for other, _ in names)
         if times != 1:
             yield f"site/pages.json: the page {name} is in it {times} times, not once"
+
+
+def _frame(root: Path) -> Iterator[str]:
+    words = root / "site" / "i18n" / "zh"
+    headings = {f"sidebar.pages.category.{label}" for label in _labels(tree(root))}
+    asked = {"docusaurus-plugin-content-docs/current.json": headings}
+    source = "".join(file.read_text(encoding="utf-8") for file in (root / "site" / "src").rglob("*.js"))
+    asked["code.json"] = set(re.findall(r"""\bid(?:=|: )["']([\w.]+)["']""", source))
+    for name, keys in asked.items():
+        file = words / name
+        there = set(json.loads(file.read_text(encoding="utf-8"))) if file.exists() else set()
+        for key in sorted(keys - there):
+            yield f"site/i18n/zh/{name}: {key} is not in it"
+
+
+def _labels(part: Any) -> Iterator[str]:
+    """The headings in a tree of pages."""
+    for entry in part if isinstance(part, list) else ():
+        if isinstance(entry, dict):
+            for label, inner in entry.items():
+                yield label
+                yield from _labels(inner)
 
 
 def _links(root: Path, pages: Pages, page: Page) -> Iterator[str]:

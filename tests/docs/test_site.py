@@ -73,6 +73,8 @@ def project(tmp_path, site):
     write("docs/zh/limits/other.md", "---\nsource: x\n---\n# 另一页\n\n## 一个标题\n")
     write("site/pages.json", '[{"Limits": ["limits/deadlines", "limits/other"]}]')
     write("site/settings.json", '{"url": "", "baseUrl": "/", "repository": "", "branch": "main"}')
+    labels = "site/i18n/zh/docusaurus-plugin-content-docs/current.json"
+    write(labels, '{"sidebar.pages.category.Limits": {"message": "限制"}}')
     zh = sorted((tmp_path / "docs" / "zh").rglob("*.md"))
     assert site.stamp(tmp_path, zh) == []
     assert site.check(tmp_path) == []
@@ -188,6 +190,15 @@ def test_a_page_in_no_sidebar_and_one_that_is_not_there_are_found(site, project)
     assert site.check(project.root) == [
         "site/pages.json: there is no page limits/lost",
         "site/pages.json: the page limits/other is in it 0 times, not once",
+    ]
+
+
+def test_words_of_the_frame_without_a_chinese_one_are_found(site, project):
+    project("site/pages.json", '[{"Limits": ["limits/deadlines", {"More": ["limits/other"]}]}]')
+    project("site/src/pages/index.js", '<Translate id="home.hello">Hello</Translate>')
+    assert site.check(project.root) == [
+        "site/i18n/zh/docusaurus-plugin-content-docs/current.json: sidebar.pages.category.More is not in it",
+        "site/i18n/zh/code.json: home.hello is not in it",
     ]
 
 
