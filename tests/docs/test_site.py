@@ -322,6 +322,11 @@ class Files(http.server.SimpleHTTPRequestHandler):
     def __init__(self, *given):
         super().__init__(*given, directory=SITE / "build")
 
+    def end_headers(self):
+        if self.path.startswith("/assets/"):  # their names change with what is in them
+            self.send_header("Cache-Control", "max-age=3600")
+        super().end_headers()
+
     def log_message(self, *_):
         pass
 
@@ -404,7 +409,7 @@ def seen(site, built, names, tmp_path_factory):
         input=json.dumps(asked),
         capture_output=True,
         text=True,
-        timeout=1500,
+        timeout=2700,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -421,7 +426,7 @@ def seen(site, built, names, tmp_path_factory):
 
 def marked(test):
     """It takes minutes, most of them for the first of these tests."""
-    return pytest.mark.slow(pytest.mark.timeout(2400)(test))
+    return pytest.mark.slow(pytest.mark.timeout(3000)(test))
 
 
 @marked
