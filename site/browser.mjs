@@ -15,7 +15,7 @@ const browser = await puppeteer.launch({
     '--disable-component-update', '--disable-sync', `--user-data-dir=${folder}/profile`,
   ],
 });
-await browser.defaultBrowserContext().overridePermissions(address, ['clipboard-read', 'clipboard-write']);
+await browser.defaultBrowserContext().overridePermissions(address, ['clipboard-read', 'clipboard-sanitized-write']);
 
 async function opened(path, {width = 1280, height = 900, theme = 'light'} = {}) {
   const page = await browser.newPage();
