@@ -81,9 +81,10 @@ for (const {path, words} of asked.search) {
 
 {
   const page = await opened(asked.copy);
-  await page.evaluate(() => document.querySelector('article .theme-code-block').scrollIntoView());
-  await page.hover('article .theme-code-block');
-  await page.click('article .theme-code-block button[aria-label*="opy"]');
+  const button = 'article .theme-code-block button[aria-label^="Copy"]';
+  await page.$eval(button, (it) => it.scrollIntoView({block: 'center'})); // not below the bar at the top
+  await new Promise((r) => setTimeout(r, 500)); // it may scroll smoothly
+  await page.click(button);
   await new Promise((r) => setTimeout(r, 300));
   answers.copied = await page.evaluate(() => navigator.clipboard.readText());
   await page.close();
