@@ -1,6 +1,7 @@
 """OpenVINO gives what ONNX Runtime gives, on tensors and on images."""
 
 import runpy
+import sys
 from pathlib import Path
 
 import networks
@@ -9,6 +10,7 @@ import onnxruntime
 import openvino
 import pytest
 import torch
+from interpreter import python
 from threads import Call, all_at_once
 
 import torchpipe
@@ -275,3 +277,25 @@ def test_networks_of_another_kind_are_refused(pairs):
         OpenvinoMat(pairs[".onnx"])
     with pytest.raises(ConfigError, match="model is required"):
         Pipe({"backend": "OpenvinoMat"})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="signals of Linux")
+def test_a_signal_finds_its_stack_after_another_thread_has_closed_the_pipe(tmp_path):
+    model = networks.onnx_classifier(tmp_path / "model.onnx")
+    told = python(
+        f"""
+        import gc
+        import torch
+        pipe = torchpipe.pipe({{"backend": "OpenvinoTensor", "model": {str(model)!r}}})
+        pipe({{"data": torch.zeros(1, 3, 8, 8)}})
+        closer = threading.Thread(target=pipe.close)
+        closer.start()
+        closer.join()
+        del pipe
+        gc.collect()
+        signal.signal(signal.SIGTERM, lambda *_: print("in order"))
+        os.kill(os.getpid(), signal.SIGTERM)
+        """,
+        silent=False,
+    )
+    assert told == "in order\n"

@@ -18,6 +18,7 @@ from ..tensor.shared import OneThread
 from .base import Engine, Precision, RawBytes, Threads, existing_file, without_axes, zeros
 from .footprint import Footprint
 from .rows import ROUGH, SEEN, Rows, Values
+from .signal_stack import signal_stack_kept
 
 HINTS = {"fp32": "f32", "fp16": "f16", "bf16": "bf16"}
 SUFFIXES = (".onnx", ".xml")
@@ -58,7 +59,8 @@ class Network:
     def __init__(self, model: str, precision: str, threads: int) -> None:
         path = existing_file(model, SUFFIXES)
         self.core = optional("openvino", "openvino").Core()
-        capable = self.core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        with signal_stack_kept():  # which loads the plugin
+            capable = self.core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         if precision.upper() not in capable:
             raise ConfigError(f"precision = {precision!r}: OpenVINO runs {', '.join(capable)} on this CPU")
         options = {
