@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import contextlib
 import difflib
+import unicodedata
 from collections.abc import Iterable, Iterator
 from types import ModuleType
 from typing import Any
@@ -192,9 +193,20 @@ def shown(value: Any) -> str:
     return text if len(text) <= LONGEST else text[:LONGEST] + "..."
 
 
+def full_width(text: str) -> str:
+    """A sentence on the first mark that an input method for Chinese has made wide; "" if there is none."""
+    for mark in text:
+        plain = unicodedata.normalize("NFKC", mark)
+        if plain != mark and plain in ",;:()[]=|& ":
+            return f"It holds {mark!r}, which is not {plain!r}."
+    return ""
+
+
 def nearest(name: Any, names: Iterable[str]) -> str:
     """A sentence with the valid names nearest to ``name``, whatever that is, to end an error message with."""
     name = name if isinstance(name, str) else shown(name)
+    if wide := full_width(name):
+        return wide
     known = sorted(set(names))
     folded = {known_name.lower(): known_name for known_name in known}
     words = [word for word in name.lower().split("_") if len(word) > 2]  # max_batch: the key is max

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from .config.catalogue import catalogue
-from .config.expression import WORD, parse
+from .config.expression import WORD, parse, parse_list
 from .errors import ConfigError, located, nearest, shown
 from .filters import BUILT_IN, Filter
 from .parameters import name_arguments, parameters_of
@@ -229,6 +229,10 @@ def make_filter(text: str, config: dict[str, Any]) -> Filter:
 def _find_filter(text: str) -> tuple[str, Any, tuple[tuple[str, str], ...]]:
     """The name in ``text``, the built-in, registered function or class that has it, and the arguments."""
     with located(f"filter {shown(text)}"):
+        if len(parts := parse_list(text)) > 1:
+            raise ConfigError(
+                f"a node has one filter, and these are {len(parts)}: register one that does both"
+            )
         component = parse(text)
     written = str(dataclasses.replace(component, args=()))
     user = component.name == "Python" and bool(component.children)

@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import torchpipe
 from torchpipe import ConfigError
 from torchpipe.config.expression import MAX_DEPTH, MAX_LENGTH, Component, parse, parse_groups, parse_list
 
@@ -208,3 +209,31 @@ def test_any_text_is_an_expression_or_a_config_error(text):
     else:
         again = "&".join(",".join(map(str, group)) for group in groups)
         assert parse_groups(again) == groups
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"a": {"next": "b，c"}, "b": {}, "c": {}}, "It holds '，', which is not ','."),
+        ({"backend": "S[DecodeMat，ResizeMat]"}, "It holds '，', which is not ','."),
+        ({"backend": "DecodeMat（mode=rgb）"}, "It holds '（', which is not '('."),
+        ({"a": {"next": "b"}, "b": {"map": "a［result：data］"}}, "It holds '［', which is not '['."),
+        ({"backend": "Identity", "filter": "swap,Run"}, "a node has one filter, and these are 2"),
+        ({"backend": "ResizeMat", "resize_h": 9, "resise_w": 9}, "Is 'resise_w' meant for it?"),
+    ],
+)
+def test_a_slip_of_the_pen_is_named(config, message):
+    with pytest.raises(ConfigError) as caught:
+        torchpipe.pipe(config)
+    assert message in str(caught.value)
+
+
+def test_a_toml_table_of_a_name_that_needs_quotes_says_so(tmp_path):
+    file = tmp_path / "a.toml"
+    file.write_text('[解码]\nbackend = "Identity"\n', encoding="utf-8")
+    with pytest.raises(ConfigError, match="stand in quotes"):
+        torchpipe.pipe(file)
+    file.write_text('["解码"]\nbackend = "Identity"\n', encoding="utf-8")
+    with torchpipe.pipe(file) as pipe:
+        pipe(request := {"data": 1})
+    assert request["result"] == 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -50,6 +51,11 @@ class Scope:
                 if key in values:
                     return values[key], source
         return None
+
+    def mistaken(self, key: str) -> str:
+        """The key of the node that may have been meant for ``key``; "" if there is none like it."""
+        others = [other for other in self.own if other not in self.taken]
+        return next(iter(difflib.get_close_matches(key, others, n=1, cutoff=0.7)), "")
 
     def check_filter(self, text: str) -> None:
         """Raise a ConfigError unless ``text`` names a filter whose parameters are all set as they should."""
@@ -406,7 +412,9 @@ def _setting(
         value, source = private.pop(name), f"{blueprint.component.name}({name}=...)"
     elif found is None:
         if parameter.required:
-            raise ConfigError(f"{where}: {name} is required (accepts {parameter.accepts})")
+            close = scope.mistaken(name)
+            hint = f". Is {close!r} meant for it?" if close else ""
+            raise ConfigError(f"{where}: {name} is required (accepts {parameter.accepts}){hint}")
         return Setting(parameter.default, "default")
     else:
         value, source = scope.first_of_group(parameter, *found)

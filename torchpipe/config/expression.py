@@ -8,7 +8,7 @@ from typing import Any
 
 import lark
 
-from ..errors import ConfigError
+from ..errors import ConfigError, full_width
 
 MAX_LENGTH = 10_000
 MAX_DEPTH = 64
@@ -169,7 +169,9 @@ def mistake(text: str, error: lark.exceptions.UnexpectedInput) -> str:
         place, found = len(text), "the end"
     else:
         found = repr(text[place])
-    return f"expected {' or '.join(names)}, found {found} at position {place}\n{_point(text, place)}"
+    wide = full_width(text)
+    hint = f". {wide}" if wide else ""
+    return f"expected {' or '.join(names)}, found {found} at position {place}{hint}\n{_point(text, place)}"
 
 
 def _point(text: str, place: int) -> str:

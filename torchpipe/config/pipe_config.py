@@ -248,7 +248,10 @@ def parse_toml(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
             "if it is UTF-16, save it as UTF-8"
         ) from None
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{os.fspath(path)!r} is no valid TOML: {error or type(error).__name__}") from None
+        reason = str(error) or type(error).__name__
+        if "initial character for a key" in reason:
+            reason += "; names of other than the letters a to z, digits, _ and - stand in quotes"
+        raise ConfigError(f"{os.fspath(path)!r} is no valid TOML: {reason}") from None
     nodes: dict[str, dict[str, Any]] = {"global": {}}
     for key, value in tree.items():
         if isinstance(value, dict):
