@@ -5,7 +5,9 @@ import gc
 import threading
 import time
 import weakref
+from fractions import Fraction
 
+import numpy as np
 import pytest
 from threads import LIMIT, Call, Gate, all_at_once, backend, copy_data, pipe_threads, until
 
@@ -106,7 +108,31 @@ class TestADeadline:
                 held({"data": 1, "deadline": deadline})
         assert held.ran["first"] == []
 
-    @pytest.mark.parametrize("deadline", ["soon", float("nan"), [1]])
+    @pytest.mark.parametrize("end", [-(10**400), Fraction(-1, 3), np.float32(-1), -5, float("-inf")])
+    def test_in_the_past_may_be_any_number(self, held, end):
+        for late in ({"timeout": end}, {"deadline": end}):
+            request = {"data": 1, **({"deadline": end} if "deadline" in late else {})}
+            with pytest.raises(DeadlineError):
+                held(request, timeout=late.get("timeout"))
+        assert held.ran["first"] == []
+
+    @pytest.mark.parametrize("end", [10**400, float("inf"), Fraction(10**400), 1e300])
+    def test_that_never_comes_is_none(self, gate, end):
+        gate.open()
+        with pipe({"backend": "Identity"}) as model:
+            for given in ({}, {"deadline": end}):
+                request = {"data": 1, **given}
+                model(request, timeout=end)
+                assert model.submit(request, timeout=end).result(LIMIT)["result"] == 1
+                assert asyncio.run(model.async_call(request, timeout=end))["result"] == 1
+
+    @pytest.mark.parametrize("timeout", ["soon", "1", float("nan"), [1], True, False, 1j])
+    def test_time_that_is_no_number_is_an_error_that_says_so(self, held, timeout):
+        for call in (held, held.submit, lambda *a, **k: asyncio.run(held.async_call(*a, **k))):
+            with pytest.raises(torchpipe.RequestError, match=r"timeout = .*: must be a number of seconds"):
+                call({"data": 1}, timeout=timeout)
+
+    @pytest.mark.parametrize("deadline", ["soon", float("nan"), [1], True])
     def test_that_is_none_is_an_error_that_says_so(self, held, deadline):
         with pytest.raises(
             torchpipe.RequestError, match=r"deadline = .*: must be a number, such as time.monotonic"

@@ -1,8 +1,11 @@
 """The entrance on a bad day: loops that are gone, callbacks that call, time lost while waiting."""
 
 import asyncio
+import functools
+import math
 import threading
 import time
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from threads import LIMIT, Call, Gate, backend, copy_data, until
 
 import torchpipe
 from torchpipe import DeadlineError, OverloadedError, PipeClosedError, RequestError, pipe
+from torchpipe.engine.limit import Limit
 
 
 @pytest.fixture
@@ -252,3 +256,33 @@ def test_deadlines_far_away_take_no_memory_once_their_requests_are_done():
             with pytest.raises(DeadlineError):
                 model.submit({"data": 1, "deadline": time.monotonic() - 1}).result(LIMIT)
         assert threading.active_count() <= threads
+
+
+class TestManyWhoWait:
+    def test_and_give_up_cost_time_in_proportion_to_them(self):
+        limit = Limit(1, math.inf, False, 0.0)
+        steps = Counter()
+
+        class Place(dict):
+            def __contains__(self, key):
+                steps["looked"] += 1
+                return super().__contains__(key)
+
+        limit._waiting = Place()
+        assert limit.ask({}, 0, lambda: None) is None
+        numbers = [limit.ask({}, 0, lambda: None) for _ in range(10_000)]
+        for number in numbers:
+            limit.give_up(number, 0)
+        assert limit.waiting() == 0
+        assert steps["looked"] < 5 * len(numbers)
+
+    def test_come_in_by_their_turn_whoever_gives_up(self):
+        limit, came = Limit(1, math.inf, False, 1.0), []
+        limit.ask({}, 0, lambda: None)
+        numbers = [limit.ask({"priority": 300 - i}, 0, functools.partial(came.append, i)) for i in range(300)]
+        for number in numbers[::3]:
+            limit.give_up(number, 0)
+        for _ in range(200):
+            limit.leave(0)
+        assert came == [i for i in range(300) if i % 3]
+        assert limit.waiting() == 0

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
+from numbers import Real
+from typing import Any
 
 from ..errors import RequestError, shown
 from ..request import Request
@@ -21,11 +24,32 @@ def deadline_of(request: Request, timeout: float | None) -> float | None:
     if given is None and timeout is None:
         return None
     now = time.monotonic()
-    if given is not None and (not isinstance(given, (int, float)) or given != given):
-        raise RequestError(f"deadline = {shown(given)}: must be a number, such as time.monotonic() + 0.5")
-    if timeout is not None and (not isinstance(timeout, (int, float)) or timeout != timeout):
-        raise RequestError(f"timeout = {shown(timeout)}: must be a number of seconds")
-    ends = [
-        end for end in (given, None if timeout is None or timeout > FAR else now + timeout) if end is not None
-    ]
-    return float(max(min(ends), 0.0)) if ends and min(ends) < now + FAR else None
+    ends = [FAR + now]
+    if given is not None:
+        ends.append(_number(given, "deadline", "a number, such as time.monotonic() + 0.5"))
+    if timeout is not None:
+        ends.append(now + seconds(timeout))
+    end = max(min(ends), 0.0)
+    return end if end < FAR + now else None
+
+
+def seconds(timeout: Any) -> float:
+    """A time-out in seconds, from 0 to FAR.
+
+    Raises:
+        RequestError: it is no number.
+    """
+    return min(max(_number(timeout, "timeout", "a number of seconds"), 0.0), FAR)
+
+
+def _number(value: Any, name: str, what: str) -> float:
+    if type(value) is not float:
+        if isinstance(value, bool) or not isinstance(value, Real):
+            raise RequestError(f"{name} = {shown(value)}: must be {what}")
+        try:
+            value = float(value)
+        except OverflowError:  # an int or a fraction
+            value = math.copysign(math.inf, value > 0 or -1)
+    if value != value:
+        raise RequestError(f"{name} = {value}: must be {what}")
+    return value

@@ -14,7 +14,7 @@ from ..config.pipe_config import Limits
 from ..errors import DeadlineError, PipeClosedError
 from ..request import Request
 from .call import Call
-from .limit import Limit, size_of
+from .limit import Limit
 from .lost import Lost
 from .pool import Pool
 from .routing import Routing
@@ -84,7 +84,7 @@ class Entrance:
         self.refuse_closed()
         loop = asyncio.get_running_loop()
         room = loop.create_future()
-        size = size_of(request)
+        size = self.limit.size_of(request)
 
         def come() -> None:
             loop.call_soon_threadsafe(come_in)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 import threading
 from collections.abc import Callable
 from time import monotonic
-from typing import Any
 
 from ..errors import DeadlineError, OverloadedError
 from ..request import Request
+from .bulk import size_of
 from .pool import Substitute
 from .priority import rank
 
@@ -43,7 +44,8 @@ class Limit:
         self._lock = threading.Lock()
         self._count = 0
         self._bytes = 0
-        self._waiting: list[tuple[float, int, int, Callable[[], None]]] = []  # a heap
+        self._waiting: dict[int, tuple[int, Callable[[], None]]] = {}  # by number: bytes, and how to call it
+        self._order: list[tuple[float, int]] = []  # a heap of those numbers, and some that wait no longer
         self._numbers = itertools.count()
         self._departures: list[float] = []
 
@@ -54,7 +56,7 @@ class Limit:
             OverloadedError: there is no room, and nobody may wait for it.
             DeadlineError: there was none in time.
         """
-        size = size_of(request)
+        size = self.size_of(request)
         room = threading.Lock()
         room.acquire()
         number = self.ask(request, size, room.release)
@@ -69,6 +71,10 @@ class Limit:
                 raise
         return size
 
+    def size_of(self, request: Request) -> int:
+        """The bytes of a request, where they count; else 0."""
+        return size_of(request) if self._size < math.inf else 0
+
     def waiting(self) -> int:
         """How many wait to be let in."""
         return len(self._waiting)
@@ -80,23 +86,25 @@ class Limit:
                 self._let_in(size)
                 return None
             if self._refuse:
+                of_bytes = f" with {self._bytes} bytes" if self._size < math.inf else ""
                 error = OverloadedError(
-                    f"{self._count} requests with {self._bytes} bytes are inside, and no more are allowed; "
+                    f"{self._count} requests{of_bytes} are inside, and no more are allowed; "
                     f"try again in {self._retry_after():.3f} s"
                 )
                 error.retry_after = self._retry_after()
                 raise error
             number = next(self._numbers)
-            heapq.heappush(self._waiting, (rank(request, monotonic(), self._ageing), number, size, come))
+            heapq.heappush(self._order, (rank(request, monotonic(), self._ageing), number))
+            self._waiting[number] = size, come
             return number
 
     def give_up(self, number: int, size: int) -> None:
         """Wait no longer; if it has been let in by now, it leaves."""
         with self._lock:
-            staying = [place for place in self._waiting if place[1] != number]
-            came_in = len(staying) == len(self._waiting)
-            heapq.heapify(staying)
-            self._waiting = staying
+            came_in = self._waiting.pop(number, None) is None
+            if len(self._order) > 2 * len(self._waiting) + 64:
+                self._order = [place for place in self._order if place[1] in self._waiting]
+                heapq.heapify(self._order)
         if came_in:
             self.leave(size)
         else:
@@ -118,9 +126,14 @@ class Limit:
         """Call those for whom there is room."""
         while True:
             with self._lock:
-                if not self._waiting or not (everybody or self._fits(self._waiting[0][2])):
+                while self._order and self._order[0][1] not in self._waiting:
+                    heapq.heappop(self._order)
+                if not self._order:
                     return
-                _, _, size, come = heapq.heappop(self._waiting)
+                size, come = self._waiting[self._order[0][1]]
+                if not (everybody or self._fits(size)):
+                    return
+                del self._waiting[heapq.heappop(self._order)[1]]
                 self._let_in(size)
             try:
                 come()
@@ -143,21 +156,3 @@ class Limit:
             return 1.0
         each = (times[-1] - times[0]) / (len(times) - 1)
         return max(each * (len(self._waiting) + 1), each - (monotonic() - times[-1]), 0.001)
-
-
-def size_of(request: Request) -> int:
-    """The bytes of what a request brings: texts, buffers, arrays and tensors, also inside lists and dicts."""
-    return sum(_bytes(value) for value in request.values())
-
-
-def _bytes(value: Any) -> int:
-    size = getattr(value, "nbytes", None)
-    if isinstance(size, int):
-        return size
-    if isinstance(value, (bytes, bytearray, str)):
-        return len(value)
-    if isinstance(value, (list, tuple)):
-        return sum(map(_bytes, value))
-    if isinstance(value, dict):
-        return size_of(value)
-    return 0
