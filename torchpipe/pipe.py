@@ -25,6 +25,7 @@ from .engine.handover import flush
 from .engine.journey import travel, walk
 from .engine.node import Route
 from .engine.nodes import Nodes
+from .engine.promise import Promise
 from .engine.routing import Routing
 from .engine.sending import enqueue
 from .engine.stage import Stage
@@ -160,7 +161,7 @@ class Pipe:
         future, call = self._promise(request, deadline)
         call.size = self._entrance.let_in(request, deadline)
         self._entrance.start([call])
-        return future
+        return future.of(call)
 
     async def async_call(self, request: Request, timeout: float | None = None) -> Request:
         """Process ``request`` without blocking the event loop; returns it, filled in.
@@ -173,7 +174,7 @@ class Pipe:
         future, call = self._promise(request, deadline)
         call.size = await self._entrance.let_in_async(request, deadline)
         self._entrance.start([call])
-        return await asyncio.wrap_future(future)
+        return await asyncio.wrap_future(future.of(call))
 
     # Looking
 
@@ -242,7 +243,7 @@ class Pipe:
             name: {
                 "instances": len(stage.instances),
                 "running": sum(bool(instance.owner) for instance in stage.instances),
-                "queued": len(stage.pending),
+                "queued": stage.queue.waiting(),
             }
             for name, stage in stages.items()
         }
@@ -428,15 +429,16 @@ class Pipe:
                 if not isinstance(error, Exception):
                     raise
 
-    def _promise(self, request: Request, deadline: float | None) -> tuple[Future[Request], Call]:
+    def _promise(self, request: Request, deadline: float | None) -> tuple[Promise, Call]:
         """A future of ``request``, and the call that fulfils it."""
-        future: Future[Request] = Future()
+        future = Promise()
 
         def tell(error: BaseException | None) -> None:
             if error is not None:
                 future.set_exception(error)
             else:
                 future.set_result(request)
+            future.call = None
 
         call = Call(
             request,

@@ -99,7 +99,7 @@ def stage_stats(stage: Stage) -> dict[str, Any]:
         "errors": sum(instance.errors for instance in stage.instances),
         "no_result": sum(instance.no_result for instance in stage.instances),
         "refused": stage.queue.refused.value,
-        "queued": len(stage.pending),
+        "queued": stage.queue.waiting(),
         "running": sum(bool(instance.owner) for instance in stage.instances),
         "batch_sizes": dict(sorted(sizes.items())),
         "closed": dict(closings),

@@ -69,7 +69,7 @@ def counting(name="Counting", seconds=0.0, **attributes) -> Counter:
 def look(pipe, world) -> None:
     """Nothing waits, every instance is back, and the pipe answers and closes."""
     for node in pipe._nodes.by_name.values():
-        assert not node.stage.pending
+        world.wait(lambda node=node: not node.stage.pending)  # what was given up lies there until its turn
         world.wait(lambda node=node: len(node.stage.free) == len(node.stage.instances))
     request = {"data": 1000}
     pipe(request)

@@ -68,8 +68,8 @@ class Call:
         return self._go(request, route)
 
     def _go(self, request: Request, route: Route) -> list[Step]:
-        self._journey = Journey(route, self)
-        return self._journey.start(request)
+        journey = self._journey = Journey(route, self)
+        return journey.end() if self.over() else journey.start(request)
 
     def over(self) -> bool:
         """Whether running anything more for the request is of no use."""
@@ -88,9 +88,18 @@ class Call:
             self._lost.ended(error, node)
         else:  # given up, or an interrupt took its caller away
             self._lost.add("cancelled", node)
-        if wanted:
-            self.tell(error)
+        try:
+            self.withdraw()
+        finally:
+            if wanted:
+                self.tell(error)
         return True
+
+    def withdraw(self) -> None:
+        """It is over: what only waits for it gives back its places now, of which others have use."""
+        journey = self._journey
+        if journey is not None:
+            journey.withdraw()
 
     def _place(self) -> str:
         """The node that it has come to."""

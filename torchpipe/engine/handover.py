@@ -28,11 +28,11 @@ def hand_over(old: Stage, new: Stage) -> None:
 
 def _pass_on(old: Stage, new: Stage) -> None:
     for ticket in old.queue.take():
-        ticket.put_back()
         try:
             new.queue.adopt(ticket)
         except Exception as error:
-            if ticket.claim():
+            if ticket.taken() or ticket.claim():
+                ticket.give_place_back()
                 new.dispatcher.tell([ticket], [error])
     if new.pass_on is not None:  # it was replaced meanwhile
         new.pass_on()

@@ -11,7 +11,7 @@ from ..filters import Status
 from ..request import Request
 from .node import Node, Route
 from .parts import split
-from .sending import send, tickets_of
+from .sending import drop, send, tickets_of
 from .ticket import Step, Ticket
 
 
@@ -37,6 +37,8 @@ def travel(tickets: list[Ticket]) -> None:
         send(ticket for ticket in tickets if ticket is not own)
         if own is None:
             return
+        if not own.claim():
+            return  # its journey has ended, and it was dropped
         error: BaseException | None = None
         try:
             own.node.stage.run(own.request, own.journey)
@@ -48,7 +50,8 @@ def travel(tickets: list[Ticket]) -> None:
 
 def begin(route: Route, owner: Owner, request: Request, outer: Journey | None = None) -> list[Step]:
     """The first steps of a journey of ``request``, within that of the request which it is a part of."""
-    return Journey(route, owner, outer).start(request)
+    journey = Journey(route, owner, outer)
+    return journey.end() if outer is not None and outer.over() else journey.start(request)
 
 
 class Owner(Protocol):
@@ -78,12 +81,14 @@ class Journey:
         "_ended",
         "_error",
         "_final",
+        "_inner",
         "_kept",
         "_live",
         "_lock",
         "_needs",
         "_outer",
         "_owner",
+        "_waiting",
         "at",
         "route",
     )
@@ -94,6 +99,10 @@ class Journey:
         self._lock = threading.Lock()
         self._needs = route.needs.copy()  # how many branches a join still waits for
         self._kept: dict[str, tuple[Request, bool]] = {}  # for maps, by node: what it left, whether it ran
+        self._waiting: dict[Ticket, None] = {}  # those that were sent and have not run
+        self._inner: dict[Journey, None] = {}  # the journeys of its parts
+        if outer is not None:
+            outer._inner[self] = None
         self._live = 1  # branches that exist
         self._ended = False
         self._error: BaseException | None = None
@@ -122,16 +131,46 @@ class Journey:
     def end(self, error: BaseException | None = None, final: Request | None = None) -> list[Step]:
         """One branch ends here, and the journey with it, unless that has ended before."""
         with self._lock:
-            if not self._ended:
-                self._ended = True
+            first, self._ended = not self._ended, True
+            if first:
                 self._error = error
                 self._final = final or {}
             self._live -= 1
             last = not self._live
-        return self._finish() if last else []
+        if last:
+            return self._finish()
+        if first and (self._waiting or self._inner):
+            self.withdraw()  # whoever waits for the end shall not wait for what is queued beside this
+        return []
+
+    def left(self, ticket: Ticket) -> None:
+        """This one of its tickets waits and runs no more."""
+        self._waiting.pop(ticket, None)
+
+    def withdraw(self) -> None:
+        """It is over: drop what is only queued for it and for its parts. What runs is not waited for.
+
+        Whoever adds a ticket looks whether it has ended *after* adding it.
+        """
+        todo, waiting = [self], list[Ticket]()
+        while todo:
+            journey = todo.pop()
+            with journey._lock:
+                journey._ended = True
+            waiting += journey._waiting.copy()
+            todo += journey._inner.copy()
+        for ticket in waiting:
+            if ticket.claim():
+                ticket.give_place_back()
+                stage = ticket.node.stage
+                drop(ticket)
+                ticket.forget()
+                stage.given_up()
 
     def _finish(self) -> list[Step]:
         error, self._error = self._error, None
+        if self._outer is not None:
+            self._outer._inner.pop(self, None)
         try:
             return list(self._owner.ended(self._final, error))
         finally:
@@ -211,5 +250,9 @@ class Journey:
     def _run(self, node: Node, request: Request) -> list[Step]:
         """The ticket that runs ``node``; for a Jump the first steps of the parts that it sends."""
         if node.jump is None:
-            return [Ticket(request, self, node)]
+            ticket = Ticket(request, self, node)
+            self._waiting[ticket] = None
+            if self._ended and ticket.claim():
+                return ticket.dropped()
+            return [ticket]
         return split(self, node, request, functools.partial(begin, outer=self))

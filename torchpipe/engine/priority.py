@@ -54,6 +54,17 @@ class PriorityQueue:
         for ticket in tickets:
             self.append(ticket)
 
+    def sweep(self) -> None:
+        """Drop those that were given up."""
+        with self._lock:
+            self._heap = [place for place in self._heap if not place[2].taken()]
+            heapq.heapify(self._heap)
+
+    def copy(self) -> list[Ticket]:
+        """All of them."""
+        with self._lock:
+            return [place[2] for place in self._heap]
+
     def popleft(self) -> Ticket:
         """Take the one whose turn it is; IndexError if none waits."""
         with self._lock:

@@ -138,6 +138,8 @@ class Similar(InOrder):
             taken = {id(waiting[0]), *map(id, [t for t in near if t is not waiting[0]][: room - 1])}
             for ticket in reversed(waiting):
                 if id(ticket) not in taken:
-                    ticket.put_back()
-                    pending.appendleft(ticket)
+                    if ticket.put_back():
+                        pending.appendleft(ticket)
+                    else:
+                        dropped.append(ticket)
             return [ticket for ticket in waiting if id(ticket) in taken], dropped

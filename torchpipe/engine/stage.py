@@ -12,6 +12,7 @@ from .alarm import Alarm
 from .dispatcher import Dispatcher, Inbox
 from .instance import Instance, runs_here
 from .pool import Pool
+from .sending import go_on
 from .ticket import Ticket, Way
 from .waiting import Rules
 
@@ -102,10 +103,10 @@ class Stage:
 
     def _run_queued(self, request: Request, journey: Way | None) -> None:
         ticket = Ticket(request, journey)
-        if self.queue.checks and (error := self.queue.refusal(ticket)) is not None:
-            raise error
-        self.refuse_reentry()
         try:
+            if self.queue.checks and (error := self.queue.refusal(ticket)) is not None:
+                raise error
+            self.refuse_reentry()
             self.pending.append(ticket)
             if self.pass_on is not None:
                 self.pass_on()
@@ -132,13 +133,18 @@ class Stage:
             room = len(self.free) * self.max  # what can run at once does not wait
             tickets, refused = self.queue.admit(tickets, room)
             for ticket, error in refused:
-                self.dispatcher.tell([ticket], [error])
+                go_on([(ticket, error)])  # here, since all threads of the pool may be at work
         self.pending.extend(tickets)
         if self.pass_on is not None:
             self.pass_on()
         if self._company is not None:
             self._company.ring()
         if self.free.fits(len(self.pending)):
+            self.pool.put(self.dispatch)
+
+    def given_up(self) -> None:
+        """One that is queued here was given up."""
+        if self.queue.sweep() and self.pending and self.free:
             self.pool.put(self.dispatch)
 
     def refuse_reentry(self) -> None:

@@ -27,6 +27,16 @@ class Way(Protocol):
     def end(self, error: BaseException | None = None) -> list[Step]:
         """What was to run does not, and the journey ends with it: what to take next, of other journeys."""
 
+    def left(self, ticket: Ticket) -> None:
+        """This one of its tickets waits and runs no more."""
+
+
+class Places(Protocol):
+    """Where a ticket may have a place of those that are limited."""
+
+    def give_back(self, ticket: Ticket) -> None:
+        """It waits there no more; nothing if it had no place."""
+
 
 class Merge(Protocol):
     """Parts of a request that are all at their end."""
@@ -54,6 +64,7 @@ class Ticket:
         "error",
         "journey",
         "node",
+        "places",
         "request",
         "score",
         "weight",
@@ -64,6 +75,7 @@ class Ticket:
     def __init__(self, request: Request, journey: Way | None = None, node: Any = None) -> None:
         self.request = request
         self.journey, self.node = journey, node
+        self.places: Places | None = None  # of those that may wait at its stage, where these are limited
         self.came = perf_counter()
         self._claim = threading.Lock()
         if node is None:
@@ -78,9 +90,22 @@ class Ticket:
         """Take it, for a batch or to give it up; False if somebody has it already."""
         return self._claim.acquire(blocking=False)
 
-    def put_back(self) -> None:
-        """A batch that has claimed it does not want it after all."""
+    def taken(self) -> bool:
+        """Whether somebody has it."""
+        return self._claim.locked()
+
+    def give_place_back(self) -> None:
+        """Whoever has claimed it for good: it waits no more."""
+        if self.places is not None:
+            self.places.give_back(self)
+
+    def put_back(self) -> bool:
+        """A batch that has claimed it does not want it after all.
+
+        Whether it waits still; else it was given up meanwhile, and is to be dropped by the caller.
+        """
         self._claim.release()
+        return not (self.over() and self.claim())
 
     def over(self) -> bool:
         """Whether running it is of no use any more."""
@@ -91,12 +116,18 @@ class Ticket:
     def ran(self, error: BaseException | None) -> list[Step]:
         """Its node has run: what its journey takes next."""
         assert self.journey is not None
+        self.journey.left(self)
         return self.journey.ran(self.node, self.request, error)
 
     def dropped(self) -> list[Step]:
         """It is not run, since its journey is over: what to take next."""
         assert self.journey is not None
+        self.journey.left(self)
         return self.journey.end()
+
+    def forget(self) -> None:
+        """It was dropped, but lies in a queue still: nothing of its request may stay there."""
+        self.request, self.journey = {}, None
 
     # Where a thread sleeps
 
@@ -120,7 +151,9 @@ class Ticket:
 
         If the claim fails a batch has it, and what comes of it is dropped; but others may wait to be woken.
         """
-        if not self.claim() and not self._interruptible:
+        if self.claim():
+            self.give_place_back()
+        elif not self._interruptible:
             self._wake.acquire(timeout=WOKEN)  # ended by whoever serves it, or the clock
             self.wake_next()
 

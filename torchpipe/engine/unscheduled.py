@@ -66,6 +66,9 @@ class Unscheduled:
         for ticket in tickets:
             self._pool.put(functools.partial(self._serve, ticket))
 
+    def given_up(self) -> None:
+        """One that is queued here was given up: the thread that comes upon it leaves it."""
+
     @property
     def backends(self) -> list[Backend]:
         """What it runs."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import threading
 from collections import deque
 from dataclasses import dataclass
 
@@ -15,6 +17,9 @@ from .selection import InOrder, Pending
 from .sending import drop
 from .ticket import Ticket
 
+SWEEP = 64
+"""So many that were given up may lie in a queue in any case, until a batch comes upon them."""
+
 
 @dataclass(frozen=True)
 class Rules:
@@ -25,6 +30,39 @@ class Rules:
     max_queue: int = 0  # the most that may wait; 0: any number
     ageing: float = 0.0  # for how long one step of priority counts; 0: priorities are not looked at
     stuck_after: float = 0.0  # how long a batch may run before its instance counts as stuck; 0: for ever
+
+
+class Places:
+    """How many may wait: each ticket has a place until whoever claims it for good gives that back."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._lock = threading.Lock()
+        self.count = 0
+
+    def take(self, ticket: Ticket, room: int = 0) -> bool:
+        """Take a place, if there is one; ``room`` more need not wait."""
+        with self._lock:
+            if self.count >= self._most + room:
+                return False
+            self.count += 1
+            ticket.places = self
+        if ticket.taken():  # it was given up before it came
+            self.give_back(ticket)
+        return True
+
+    def keep(self, ticket: Ticket) -> None:
+        """Take a place, whether there is one or not, for a ticket that the caller has claimed."""
+        with self._lock:
+            self.count += 1
+            ticket.places = self
+
+    def give_back(self, ticket: Ticket) -> None:
+        """It waits no more; nothing if it has given its place back before."""
+        with self._lock:
+            if ticket.places is self:
+                ticket.places = None
+                self.count -= 1
 
 
 class Queue:
@@ -43,6 +81,8 @@ class Queue:
         self._most = max(instance.max for instance in instances)
         self.pending: Pending = PriorityQueue(rules.ageing) if rules.ageing else deque()
         self.checks = bool(rules.selection or rules.ageing or rules.max_queue)  # requests, when they come
+        self._places = Places(rules.max_queue) if rules.max_queue else None
+        self._given_up = 0  # about so many of those that are queued, since it was swept
         self.refused = Count()  # those for which there was no room
         self.out_of_order: BaseException | None = None  # why no instance is left
 
@@ -53,15 +93,16 @@ class Queue:
         admitted: list[Ticket] = []
         refused: list[tuple[Ticket, BaseException | None]] = []
         for ticket in tickets:
-            error = self.refusal(ticket, len(admitted) - room)
+            error = self.refusal(ticket, room)
             if error is None:
                 admitted.append(ticket)
             elif ticket.claim():
+                ticket.give_place_back()
                 refused.append((ticket, error))
         return admitted, refused
 
-    def refusal(self, ticket: Ticket, more: int = 0) -> BaseException | None:
-        """Why a ticket cannot wait here; ``more`` are about to be added to those that do."""
+    def refusal(self, ticket: Ticket, room: int = 0) -> BaseException | None:
+        """Why a ticket cannot wait here, of those that come at once and of which ``room`` need not wait."""
         rules = self._rules
         try:
             if self.out_of_order is not None:
@@ -69,7 +110,7 @@ class Queue:
             self.selection.check(ticket)
             if rules.ageing:
                 rank(ticket.request, ticket.came, rules.ageing)
-            if rules.max_queue and len(self.pending) + more >= rules.max_queue:
+            if self._places is not None and not self._places.take(ticket, room):
                 raise self._overloaded()
         except BaseException as error:
             note(error, f"in front of node {self._name!r}")
@@ -79,20 +120,50 @@ class Queue:
     def _overloaded(self) -> OverloadedError:
         self.refused.add()
         times = [times[-1] for instance in self._instances if (times := instance.run_times.copy())]
-        batches = len(self.pending) / self._most / len(self._instances)
+        waiting = self._places.count if self._places is not None else 0
+        batches = waiting / self._most / max(len(self._instances), 1)
         after = (sum(times) / len(times) if times else 1.0) * max(batches, 1.0)
         error = OverloadedError(
-            f"{len(self.pending)} requests wait for node {self._name!r}, and max_queue allows no more; "
+            f"{waiting} requests wait for node {self._name!r}, and max_queue allows no more; "
             f"try again in {after:.3f} s"
         )
         error.retry_after = after
         return error
 
+    def waiting(self) -> int:
+        """How many wait, without those that were given up."""
+        return sum(not ticket.taken() for ticket in self.pending.copy())
+
+    def sweep(self) -> bool:
+        """One that is queued was given up: drop such once they are many; whether others were moved."""
+        self._given_up += 1
+        if self._given_up < SWEEP or 2 * self._given_up < len(self.pending):
+            return False
+        self._given_up = 0
+        if isinstance(self.pending, PriorityQueue):
+            self.pending.sweep()
+            return False
+        queued = []
+        with contextlib.suppress(IndexError):
+            for _ in range(len(self.pending)):
+                queued.append(self.pending.popleft())
+        self.pending.extendleft(ticket for ticket in reversed(queued) if not ticket.taken())
+        return True
+
     def adopt(self, ticket: Ticket) -> None:
-        """Queue what waited at another stage, whatever ``max_queue`` says; raises if it cannot run here."""
+        """Queue what waited at another stage, claimed by the caller, whatever ``max_queue`` says.
+
+        Raises:
+            Exception: it cannot run here.
+        """
         try:
             self.selection.check(ticket)
-            self.pending.append(ticket)
+            if self._places is not None:
+                self._places.keep(ticket)
+            if ticket.put_back():
+                self.pending.append(ticket)
+            else:
+                self._drop([ticket])
         except Exception as error:
             note(error, f"in front of node {self._name!r}")
             raise
@@ -102,20 +173,34 @@ class Queue:
         waiting = len(self.pending)
         portion = self._portion.take(waiting) if self._portion is not None else UNLIMITED
         room = self.selection.room(instance, waiting, portion)
-        tickets = self.take(max(room, instance.min))
+        tickets = self._claim(max(room, instance.min))
         if len(tickets) >= instance.min:
-            return tickets
+            return self._seated(tickets)
         for ticket in reversed(tickets):
-            ticket.put_back()
-            self.pending.appendleft(ticket)
+            if ticket.put_back():
+                self.pending.appendleft(ticket)
+            else:
+                self._drop([ticket])
         return []
+
+    def _seated(self, tickets: list[Ticket]) -> list[Ticket]:
+        if self._places is not None:
+            for ticket in tickets:
+                ticket.give_place_back()
+        return tickets
+
+    def _claim(self, room: int) -> list[Ticket]:
+        tickets, dropped = self.selection.take(self.pending, room)
+        self._drop(dropped)
+        return tickets
+
+    def _drop(self, tickets: list[Ticket]) -> None:
+        for ticket in self._seated(tickets):
+            drop(ticket)
 
     def take(self, room: int = UNLIMITED) -> list[Ticket]:
         """Requests that wait, for up to ``room`` in a batch; those whose journey is over are dropped."""
-        tickets, dropped = self.selection.take(self.pending, room)
-        for ticket in dropped:
-            drop(ticket)
-        return tickets
+        return self._seated(self._claim(room))
 
     def room(self, instance: Instance, tickets: list[Ticket]) -> int:
         """How much more an instance takes with a batch."""
