@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import atexit
+import concurrent.futures
 import contextlib
 import functools
 import os
@@ -19,12 +20,13 @@ from .config.graph import check_graph
 from .config.pipe_config import changed, load
 from .engine.call import Call
 from .engine.calls import Calls
-from .engine.deadlines import deadline_of
+from .engine.deadlines import deadline_of, seconds
 from .engine.entrance import Entrance
 from .engine.handover import flush
 from .engine.journey import travel, walk
 from .engine.node import Route
 from .engine.nodes import Nodes
+from .engine.pool import Substitute
 from .engine.promise import Promise
 from .engine.routing import Routing
 from .engine.sending import enqueue
@@ -39,6 +41,13 @@ from .stats import pipe_stats
 
 CLOSED = "this pipe was closed"
 FORKED = "this pipe belongs to the process that this one was forked from"
+HELD_UP = (
+    "nothing is inside, but after {} s the pipe is still being released: a reload, a callback, the "
+    "replacement of a stuck instance or a backend's close takes longer"
+)
+RELEASE = 0.5
+"""Seconds that ending threads and releasing backends may take in any case."""
+
 AT_EXIT = 5.0
 """Seconds that the interpreter's exit, or a pipe that is garbage, waits for requests still inside."""
 
@@ -207,13 +216,14 @@ class Pipe:
     def reload(self, node: str, **changes: Any) -> None:
         """Build the instances of one node anew, with ``changes`` to its keys, and let them take over.
 
-        The new ones are built beside the old. What waits goes over to them, what runs ends on the old ones,
-        which are released then: no request is lost, and none waits for longer than its turn. Where the old
-        ones were warmed up, the new ones are, too, before they take over.
+        The new ones are built beside the old. What waits goes over to them at once; what runs ends on the old
+        ones, which are released then, and so long this waits. No request is lost, and none waits for longer
+        than its turn. Where the old ones were warmed up, the new ones are, too, before they take over.
 
         Raises:
             ConfigError: there is no such node, it has no instances of its own, or the changes are mistaken;
                 or they are about the graph (``next``, ``map``, ``filter``), which stays.
+            PipeClosedError: the pipe was closed, before or while the new ones were built.
             Exception: what a backend raises while it is built; the old ones stay then.
         """
         self._entrance.refuse_closed()  # a child may have inherited the lock as it was held
@@ -226,7 +236,7 @@ class Pipe:
                 raise ConfigError(
                     f"node {node!r} uses the instances of {config.nodes[node].lender!r}; reload that one"
                 )
-            self._nodes.reload(config.nodes[node])
+            self._nodes.reload(config.nodes[node], self._entrance.refuse_closed)
             self._given = changed(self._given, node, changes)
             self.config.nodes[node] = config.nodes[node]
 
@@ -262,37 +272,79 @@ class Pipe:
         A second close waits for the first. In a forked child, and for a copy, there is nothing to close.
 
         Args:
-            timeout: seconds to wait at most.
+            timeout: seconds to wait at most, for what is inside and for the release; half a second more where
+                only that is left.
             drain: whether what is inside is done. If not, whatever has not started fails with a
                 PipeClosedError, and only batches that run are waited for.
 
         Raises:
             TimeoutError: calls are still inside after ``timeout`` seconds; the pipe stays shut to new ones.
+                Or its release takes longer, which goes on meanwhile.
             ReentryError: a backend of this pipe is calling, which would have to wait for itself; shut, too.
         """
         if self._original is not None or self._entrance.closed == FORKED:
             return
+        if timeout is not None:
+            seconds(timeout)  # which is refused before anything is shut
         self._entrance.closed = CLOSED
         if self._nodes.run_here():
             raise ReentryError(
                 "close() from inside a backend of this pipe; it is shut now, close it elsewhere"
             )
-        until = time.monotonic() + (threading.TIMEOUT_MAX if timeout is None else timeout)
+        until = None if timeout is None else time.monotonic() + seconds(timeout)
         self._entrance.refuse_waiting()
+        if not drain:
+            self._abort()
+            self._nodes.pool.resize(1)  # who tells those that are refused, while all others hang
         while self._entrance.inside:  # ended by the calls inside, each of which ends on its own
             if not drain:
                 self._abort()
-            if time.monotonic() > until:
+            if until is not None and time.monotonic() > until:
                 raise TimeoutError(
                     f"{len(self._entrance.inside)} requests are still inside after {timeout} s"
                 )
             time.sleep(0.002)
             self._entrance.refuse_waiting()
-        with self._closing:
+        if until is None or self._nodes.works_here():
+            self._release(until)
+            return
+        # Aside, since what is waited for there may take longer: a reload, a callback, a backend's own close.
+        release: Future[None] = Future()
+        try:
+            threading.Thread(target=self._release_aside, args=(release,), daemon=True).start()
+        except RuntimeError:  # the interpreter ends, or the system has no thread left
+            self._release(until)
+            return
+        try:
+            release.result(max(until - time.monotonic(), RELEASE))
+        except concurrent.futures.TimeoutError:
+            if release.done():
+                raise
+            raise TimeoutError(HELD_UP.format(timeout)) from None
+
+    def _release_aside(self, release: Future[None]) -> None:
+        try:
+            self._release()
+        except BaseException as error:
+            release.set_exception(error)
+        else:
+            release.set_result(None)
+
+    def _release(self, until: float | None = None) -> None:
+        """End all threads, waiting for them until then, and release the backends; once."""
+        at_most = -1 if until is None else max(until - time.monotonic(), RELEASE)
+        # An iterator, so that no interrupt strikes between the lock and the try.
+        for _ in iter(functools.partial(self._closing.acquire, timeout=at_most), False):
+            break
+        else:
+            raise TimeoutError(HELD_UP.format(f"{at_most:.3g}"))
+        try:
             if not self._released:
                 self._released = True
-                self._nodes.alarm.close()
-                self._nodes.release()
+                self._nodes.alarm.close(until)
+                self._nodes.release(until)
+        finally:
+            self._closing.release()
 
     def __enter__(self) -> Pipe:
         return self
@@ -317,9 +369,19 @@ class Pipe:
         )
 
     def __del__(self) -> None:
-        if getattr(self, "_original", self) is None and getattr(self, "_built", False):
-            with contextlib.suppress(TimeoutError):
-                self.close(timeout=AT_EXIT)
+        if getattr(self, "_original", self) is not None or not getattr(self, "_built", False):
+            return
+        if self._entrance.closed != FORKED and self._entrance.inside:
+            # What was submitted comes to its end. A thread must not be started here: this may run anywhere.
+            _open.add(self)
+            if self._nodes.pool.put_to_running(self._close_behind):
+                return
+        with contextlib.suppress(TimeoutError):
+            self.close(timeout=AT_EXIT)
+
+    def _close_behind(self) -> None:
+        with Substitute():  # its place is needed for what is inside
+            self.close()
 
     # Inside
 
@@ -452,9 +514,12 @@ class Pipe:
 
     def _abort(self) -> None:
         """End what has not started."""
+        error = PipeClosedError(f"{CLOSED} without waiting for what had not started")
         for stage in self._nodes.stages.values():
             if isinstance(stage, Stage):
-                flush(stage, PipeClosedError(f"{CLOSED} without waiting for what had not started"))
+                flush(stage, error)
+            else:
+                stage.flush(error)
 
 
 def _kept(config: Any) -> Any:

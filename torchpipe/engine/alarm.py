@@ -9,7 +9,7 @@ import threading
 from time import monotonic
 from typing import Protocol
 
-from .pool import run_job
+from .pool import join, run_job
 
 TICK = 0.004
 """Seconds between two looks at the clock: how late a deadline may be noticed."""
@@ -80,15 +80,18 @@ class Alarm:
             ):
                 self._ticks = sorted(self._due)  # without those of which nobody is left: a heap, too
 
-    def close(self) -> None:
-        """End all threads and wait for them (but not for the current one)."""
+    def mine(self) -> bool:
+        """Whether the current thread is one of these."""
+        return threading.current_thread() in self._threads
+
+    def close(self, until: float | None = None) -> None:
+        """End all threads and wait for them, until then at most (but not for the current one)."""
         with self._lock:
             self._closed = True
             self._changed.notify_all()
             threads = self._threads.copy()
         for thread in threads:
-            if thread is not threading.current_thread():
-                thread.join()  # ended by the notification, once the callbacks that it is at have returned
+            join(thread, until)  # ended by the notification, once the callbacks that it is at have returned
 
     def _grow(self) -> None:
         thread = threading.Thread(target=self._work, name=self._name, daemon=True)

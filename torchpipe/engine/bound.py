@@ -6,10 +6,12 @@ import queue
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
+from time import monotonic
 from typing import Any
 
 from .dispatcher import Dispatcher, Inbox
 from .instance import Instance
+from .pool import PATIENCE, join
 
 
 class BoundThread:
@@ -51,15 +53,21 @@ class BoundThread:
         self._batches.put(run)
         done.result()  # ended by the thread, which does all that was put in before it was told to end
 
+    def is_thread(self, thread: threading.Thread) -> bool:
+        """Whether that is its thread."""
+        return thread is self._thread
+
     def retire(self) -> None:
         """End the thread when it has done what it has."""
         self._batches.put(None)
 
-    def close(self) -> None:
-        """End the thread and wait for it."""
+    def close(self, until: float | None = None) -> None:
+        """End the thread and wait for it, not longer than until then on the clock of ``time.monotonic()``."""
         self.retire()
-        if self._thread is not threading.current_thread():
-            self._thread.join()  # ended by retire, behind the batches that it still has
+        if not self._ready.is_set():  # it is still building, which is not to be waited for to the end
+            patience = monotonic() + PATIENCE
+            until = patience if until is None else min(until, patience)
+        join(self._thread, until)  # ended by retire, behind the batches that it still has
 
     def _work(self, build: Callable[[], Instance]) -> None:
         try:

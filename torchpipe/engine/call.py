@@ -14,6 +14,7 @@ from .alarm import Alarm
 from .journey import Journey
 from .lost import Lost
 from .node import Route
+from .pool import Pool
 from .routing import Routing
 from .ticket import Step
 
@@ -53,10 +54,13 @@ class Call:
     _journey: Journey | None = field(init=False, default=None)
     _started: float = field(init=False)
 
-    def start(self, routing: Routing, lost: Lost, count_out: Callable[[Call], None]) -> list[Step]:
+    def start(
+        self, routing: Routing, lost: Lost, count_out: Callable[[Call], None], pool: Pool | None = None
+    ) -> list[Step]:
         """The first steps of its way.
 
         ``lost`` counts it, if it comes to nothing; ``count_out`` is called when nothing runs for it any more.
+        Where a user's code would run for that, in a caller's event loop maybe, a thread of ``pool`` does it.
         """
         request, route = self.prepared or routing.prepare(self.given)
         self.prepared = None
@@ -65,11 +69,16 @@ class Call:
         self._started = monotonic()
         if self.alarm is not None:
             self.alarm.set(self)
-        return self._go(request, route)
+        return self._go(request, route, pool)
 
-    def _go(self, request: Request, route: Route) -> list[Step]:
+    def _go(self, request: Request, route: Route, pool: Pool | None = None) -> list[Step]:
         journey = self._journey = Journey(route, self)
-        return journey.end() if self.over() else journey.start(request)
+        if self.over():
+            return journey.end()
+        if pool is not None and route.start.asks_user():
+            journey.start_aside(request, pool)
+            return []
+        return journey.start(request)
 
     def over(self) -> bool:
         """Whether running anything more for the request is of no use."""

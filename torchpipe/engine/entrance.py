@@ -122,7 +122,8 @@ class Entrance:
             self._pool.grow()  # if the system has no thread left this is the time to say so
             steps: list[Step] = []
             for call in calls:
-                steps += call.start(self._routing, self.lost, self._count_out)
+                aside = self._pool if call.prepared is None else None  # else its caller's thread goes along
+                steps += call.start(self._routing, self.lost, self._count_out, aside)
             tickets = tickets_of(steps)
             send_on(tickets)
         except BaseException:  # an interrupt, too: what nobody has taken yet is counted out here

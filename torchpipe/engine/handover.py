@@ -10,19 +10,33 @@ from .instance import Instance, own_copy
 from .stage import Stage
 from .ticket import Ticket
 
+SHORTEST, LONGEST = 0.001, 0.02
+"""Seconds between two looks whether an instance has ended what it runs."""
+
 
 def hand_over(old: Stage, new: Stage) -> None:
-    """Let ``new`` take over, and wait until all instances of ``old`` have ended what they run.
+    """Let ``new`` take over what waits at ``old``, now. What runs ends there: see :func:`wait_for_idle`.
 
     Who read the old stage just before still queues there, and takes the queue on: append, then look.
     """
+    old.pass_on = functools.partial(_pass_on, old, new)
+    old.pass_on()
+
+
+def wait_for_idle(old: Stage) -> None:
+    """Wait until all instances of a stage that was handed over have ended what they run."""
+    assert old.pass_on is not None
     idle: list[Instance] = []
+    pause = SHORTEST
     while len(idle) < len(old.instances):
         try:
             idle.append(old.free.take(UNLIMITED))
+            pause = SHORTEST
         except IndexError:
-            time.sleep(0.001)  # ended by each batch, which frees its instance
-    old.pass_on = functools.partial(_pass_on, old, new)
+            if old.pending:  # whoever was choosing a batch has put back what it did not take
+                old.pass_on()
+            time.sleep(pause)  # ended by each batch, which frees its instance
+            pause = min(2 * pause, LONGEST)
     old.pass_on()  # what came after the last instance was taken
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import threading
 from collections.abc import Callable
+from typing import Any
 
 from ..backends.awaited import Awaited
 from ..backends.base import Backend
@@ -43,8 +44,8 @@ class Instances:
         self._backends: list[Backend] = []
         self._builders: dict[Instance, Callable[[], Instance]] = {}
         self.jumps: list[Jump] = []
-        self.changing = threading.Lock()  # held while an instance is replaced
-        self.retiring = False  # others take over; nothing is replaced any more
+        self._changing = threading.Lock()  # held while threads, backends or instances become others
+        self._retiring = False  # others take over, or it is released; nothing is replaced any more
         self.stages: list[Stage | Unscheduled] = []
         try:
             if unscheduled:
@@ -67,6 +68,15 @@ class Instances:
         """That of its first instance."""
         stage = self.stages[0]
         return stage.instances[0].backend if isinstance(stage, Stage) else stage.backend
+
+    def has_thread(self, thread: threading.Thread) -> bool:
+        """Whether a bound instance of it has this thread."""
+        return any(bound.is_thread(thread) for bound in self._threads)
+
+    @property
+    def count(self) -> int:
+        """How many instances it was built with."""
+        return sum(group.instance_num for group in self._node.groups)
 
     @property
     def jumps_alone(self) -> bool:
@@ -117,12 +127,16 @@ class Instances:
         else:
             thread.call(job)
 
-    def release(self) -> None:
-        """End the threads and close the backends; raises the first error of these."""
-        for thread in self._threads:
-            thread.close()
+    def release(self, until: float | None = None) -> None:
+        """End the threads, waiting for them until then, and close the backends; raises their first error."""
+        with self._changing:
+            self._retiring = True
+            threads, backends = self._threads.copy(), self._backends.copy()
+            self._backends.clear()
+        for thread in threads:
+            thread.close(until)
         errors = []
-        for backend in self._backends:
+        for backend in backends:
             try:
                 backend.close()
             except Exception as error:
@@ -130,12 +144,13 @@ class Instances:
         if errors:
             raise errors[0]
 
-    def replace(self, instance: Instance, stage: Stage) -> bool:
-        """Put another one in the place of ``instance``, whose thread is stuck; False if others take over.
+    def replace(self, instance: Instance, stage: Stage, report: dict[str, Any]) -> None:
+        """Put another one in the place of ``instance``, whose thread is stuck, unless others take over.
 
-        Its thread is not waited for. If that comes back it closes the backend itself.
+        Its thread is not waited for. If that comes back it closes the backend itself. ``report`` gets
+        ``replaced``.
         """
-        with self.changing:
+        with self._changing:
             build = self._builders.pop(instance)
             self._backends.remove(instance.backend)
             bound = stage.dispatcher.inboxes.pop(instance, None) is not None
@@ -143,24 +158,32 @@ class Instances:
                 (old,) = [thread for thread in self._threads if thread.instance is instance]
                 self._threads.remove(old)
                 old.retire()
-            if self.retiring:
-                return False
-            put_in(stage, self._rebuild(build, stage, bound))
-        return True
+            if self._retiring:
+                return
+        new = self._build(build)  # without the lock, since it may take for ever
+        if self.samples:
+            self._warm_up(new, stage)
+        with self._changing:
+            threads = [thread for thread in self._threads if thread.instance is new]
+            if not self._retiring:
+                for thread in threads:
+                    stage.dispatcher.inboxes[new] = thread.inbox
+                    thread.attach(stage.dispatcher)
+                report["replaced"] = True
+                put_in(stage, new)
+                return
+            mine = new.backend in self._backends  # else it has been closed by now
+            if mine:
+                self._backends.remove(new.backend)
+        for thread in threads:
+            thread.retire()
+        if mine:
+            new.backend.close()
 
     def retire(self) -> None:
         """Replace nothing any more, since others take over."""
-        with self.changing:
-            self.retiring = True
-
-    def _rebuild(self, build: Callable[[], Instance], stage: Stage, bound: bool) -> Instance:
-        new = self._build(build)
-        if self.samples:
-            self._warm_up(new, stage)
-        if bound:
-            stage.dispatcher.inboxes[new] = self._threads[-1].inbox
-            self._threads[-1].attach(stage.dispatcher)
-        return new
+        with self._changing:
+            self._retiring = True
 
     def _build_all(self) -> list[Instance]:
         instances = []

@@ -11,6 +11,7 @@ from ..filters import Status
 from ..request import Request
 from .node import Node, Route
 from .parts import split
+from .pool import Pool
 from .sending import drop, send, tickets_of
 from .ticket import Step, Ticket
 
@@ -112,6 +113,17 @@ class Journey:
     def start(self, request: Request) -> list[Step]:
         """Its first steps. The filter and map of the first node are not asked."""
         return self._run(self.route.start, request)
+
+    def start_aside(self, request: Request, pool: Pool) -> None:
+        """Have its first steps taken by a thread of the pool; until then it can be withdrawn."""
+        ticket = Ticket(request, self, self.route.start)
+        self._waiting[ticket] = None
+        pool.put(functools.partial(self._begin, ticket))
+
+    def _begin(self, ticket: Ticket) -> None:
+        if ticket.claim():
+            self.left(ticket)
+            send(self.end() if self.over() else self.start(ticket.request))
 
     def over(self) -> bool:
         """Whether nothing more should be run for it."""

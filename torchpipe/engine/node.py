@@ -6,8 +6,8 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+from ..backends.flow.jump import Jump, MapReduce
 from ..config.mapping import Mapping
 from ..errors import STEERING, FilterError, as_error, note
 from ..filters import Filter, Status
@@ -16,9 +16,6 @@ from ..request import Request
 from .instance import KEPT
 from .stage import Stage
 from .unscheduled import Unscheduled
-
-if TYPE_CHECKING:
-    from ..backends.flow.jump import Jump
 
 
 class JumpCounts:
@@ -73,6 +70,15 @@ class Node:
     settle: Callable[[Request], None] | None = None  # waits for a GPU's values, which a user's split may read
     counts: JumpCounts = field(default_factory=JumpCounts)  # of a Jump
     kept: bool = False  # a map reads from it: what it leaves must not be changed by the next node
+
+    def asks_user(self) -> bool:
+        """Whether a request that comes here is looked at by a user's code before it is queued."""
+        node = self
+        while node.jump is not None:
+            if type(node.jump) not in (Jump, MapReduce) or node.target is None:
+                return True
+            node = node.target.start
+        return isinstance(node.stage, Stage) and node.stage.queue.selection.asks_user
 
     def decide(self, request: Request) -> Status:
         """What the filter says; with Run any earlier result is erased."""

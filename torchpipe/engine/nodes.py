@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import threading
+from collections.abc import Callable
 from types import ModuleType
 
 from ..backends.base import Backend
@@ -17,7 +19,7 @@ from ..filters import BUILT_IN, Filter
 from ..registry import make_filter
 from ..request import Request
 from .alarm import Alarm
-from .handover import hand_over
+from .handover import hand_over, wait_for_idle
 from .instance import runs_here
 from .instances import Instances
 from .journey import begin
@@ -80,6 +82,12 @@ class Nodes:
         inside = any(isinstance(stage, Stage) and runs_here(stage.instances) for stage in stages)
         return inside or self.pool.loop.runs_here()
 
+    def works_here(self) -> bool:
+        """Whether the current thread is one that a release waits for, such as a callback's."""
+        me = threading.current_thread()
+        bound = any(owned.has_thread(me) for owned in self.owned.values())
+        return bound or self.pool.mine() or self.alarm.mine()
+
     def route(self, name: str) -> Route:
         """What lies ahead of a request that starts at this node; KeyError if there is none."""
         route = self._routes.get(name)
@@ -87,10 +95,11 @@ class Nodes:
             route = self._routes.setdefault(name, Route(self.by_name[name]))
         return route
 
-    def reload(self, config: NodeConfig) -> None:
+    def reload(self, config: NodeConfig, still_wanted: Callable[[], object]) -> None:
         """Build the instances of a node anew, let them take over, and release the old ones.
 
-        What waits goes over to the new ones, what runs ends on the old ones; nothing is lost.
+        What waits goes over to the new ones at once, what runs ends on the old ones; nothing is lost.
+        ``still_wanted()`` is called before they take over, and raises if they shall not.
         """
         old = self.owned[config.name]
         new = Instances(config, self.pool, self.alarm)
@@ -100,37 +109,47 @@ class Nodes:
             if new.jumps or old.jumps:
                 raise ConfigError(f"node {config.name!r}: a node with a Jump cannot be reloaded")
             new.warm_up_like(old)
+            still_wanted()
         except BaseException:
             new.release()
             raise
         before = f"{config.name} before"  # which is watched still; no node has a blank in its name
+        while before in self.owned:  # an interrupt took away who waited for that one
+            before += " that"
         self.owned[before] = old
         old.retire()
         self.owned[config.name] = new
         self._connect_streams()
         self.watch()
-        for stage, successor in zip(old.stages, new.stages, strict=True):
-            assert isinstance(stage, Stage)
-            assert isinstance(successor, Stage)
-            self.pool.resize(len(successor.instances) - len(stage.instances))
+        stages = [
+            (stage, successor)
+            for stage, successor in zip(old.stages, new.stages, strict=True)
+            if isinstance(stage, Stage) and isinstance(successor, Stage)  # all are
+        ]
+        # A batch of the old ones may run for ever: until it ends there are threads for both.
+        self.pool.resize(new.count)
+        for stage, successor in stages:
             for node in self.by_name.values():
                 if node.stage is stage:
                     node.stage = successor
             hand_over(stage, successor)
+        for stage, _ in stages:
+            wait_for_idle(stage)
+        self.pool.resize(-old.count)
         del self.owned[before]
         old.release()
 
-    def release(self) -> None:
-        """End all threads and close all backends; raises the first error of these."""
+    def release(self, until: float | None = None) -> None:
+        """End all threads, waiting for them until then, and close all backends; raises their first error."""
         if self.watchdog is not None:
-            self.watchdog.close()
-        self.pool.close()
+            self.watchdog.close(until)
+        self.pool.close(until)
         with contextlib.ExitStack() as stack:  # each is released, whatever another one raises
             stack.callback(self.pool.loop.close)  # last, since backends may await something to close
             for backend in self._environment:
                 stack.callback(backend.close)
             for instances in self.owned.values():
-                stack.callback(instances.release)
+                stack.callback(instances.release, until)
 
     def entries(self, roots: list[str]) -> list[str]:
         """The roots at which requests of callers start.

@@ -8,10 +8,14 @@ import queue
 import threading
 from _thread import get_ident
 from collections.abc import Callable
+from time import monotonic
 
 from ..loop import EventLoop
 
 Job = Callable[[], object]
+
+PATIENCE = 5.0
+"""Seconds that a release waits for an instance which is still being built, in the place of a stuck one."""
 
 _pools: dict[int, Pool] = {}
 """The pool of each thread that has one. By number: asking a threading.local takes ten times as long."""
@@ -40,6 +44,13 @@ class Pool:
         self.grow()
         self._jobs.put(job)
 
+    def put_to_running(self, job: Job) -> bool:
+        """Have ``job`` run by one of the threads that there are, from where none can be started."""
+        running = bool(self._threads)
+        if running:
+            self._jobs.put(job)
+        return running
+
     def grow(self) -> None:
         """Start one more thread while there may be more, even if one is idle: it may be on its way to a job.
 
@@ -65,7 +76,8 @@ class Pool:
         with self._lock:
             self._size += change
         with contextlib.suppress(RuntimeError):
-            self.grow()
+            for _ in range(max(change, 1)):  # jobs may be waiting for each of them
+                self.grow()
 
     def let_go(self, ident: int) -> None:
         """Replace a thread that is stuck; nothing if it is none of this pool."""
@@ -81,15 +93,14 @@ class Pool:
         """Whether the current thread is one of this pool."""
         return _pools.get(get_ident()) is self
 
-    def close(self) -> None:
-        """End all threads and wait for them (but not for the current one)."""
+    def close(self, until: float | None = None) -> None:
+        """End all threads and wait for them, until then at most (but not for the current one)."""
         with self._lock:
             threads, self._size = self._threads, -len(self._threads)
         self._jobs.put(None)
         for thread in threads:
-            if thread is not threading.current_thread():
-                with contextlib.suppress(RuntimeError):  # its start was interrupted
-                    thread.join()  # ended by the None above, behind the jobs that are still queued
+            with contextlib.suppress(RuntimeError):  # its start was interrupted
+                join(thread, until)  # ended by the None above, behind the jobs that are still queued
 
     def _work(self) -> None:
         me = get_ident()
@@ -122,6 +133,12 @@ class Substitute:
     def __exit__(self, *error: object) -> None:
         if self._pool is not None:
             self._pool.resize(-1)
+
+
+def join(thread: threading.Thread, until: float | None) -> None:
+    """Wait for the end of a thread that was told to end, until then at most; not for the current one."""
+    if thread is not threading.current_thread():
+        thread.join(None if until is None else max(until - monotonic(), 0))
 
 
 def run_job(job: Job) -> None:

@@ -22,6 +22,9 @@ Pending = Union[deque[Ticket], PriorityQueue]
 class InOrder:
     """The oldest first, each counting one. Tickets of requests that are over are given back apart."""
 
+    asks_user = False
+    """Whether ``check`` runs a user's code, which may take its time."""
+
     def check(self, ticket: Ticket) -> None:
         """Look at a request when it comes; raises what makes it impossible to run."""
 
@@ -59,6 +62,7 @@ class ByWeight(InOrder):
 
     def __init__(self, limit: int, weigh: Backend | None) -> None:
         self._limit, self._weigh = limit, weigh
+        self.asks_user = weigh is not None
         self._lock = threading.Lock()
 
     def check(self, ticket: Ticket) -> None:

@@ -144,8 +144,11 @@ class Stage:
 
     def given_up(self) -> None:
         """One that is queued here was given up."""
-        if self.queue.sweep() and self.pending and self.free:
-            self.pool.put(self.dispatch)
+        if self.queue.sweep() and self.pending:  # they were away for a moment, when somebody may have looked
+            if self.pass_on is not None:
+                self.pass_on()
+            elif self.free:
+                self.pool.put(self.dispatch)
 
     def refuse_reentry(self) -> None:
         """Raise ReentryError where the current thread would wait for the instance that it is running."""

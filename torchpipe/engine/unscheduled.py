@@ -11,6 +11,7 @@ from ..backends.base import Backend, gpu_of, refuse_returned
 from ..errors import STEERING, RequestError, as_error, note
 from ..reason import unanswered_by
 from ..request import Request
+from .instance import own_copy
 from .pool import Pool
 from .sending import drop, go_on
 from .ticket import Ticket, Way
@@ -22,6 +23,7 @@ class Unscheduled:
     def __init__(self, name: str, backend: Backend, pool: Pool) -> None:
         self.name, self.backend = name, backend
         self._pool = pool
+        self._waiting: dict[Ticket, None] = {}
         self.max, self.min = backend.max, backend.min
         self.where = f"node {name!r}, backend {backend.label}"
         self._awaited = [part for part in backend.tree() if isinstance(part, Awaited) and part.awaits]
@@ -64,10 +66,18 @@ class Unscheduled:
     def enqueue(self, tickets: list[Ticket]) -> None:
         """Run each on a thread of the pool; its journey goes on when it is done."""
         for ticket in tickets:
+            self._waiting[ticket] = None
             self._pool.put(functools.partial(self._serve, ticket))
 
+    def flush(self, error: BaseException) -> None:
+        """End everything that waits with ``error``."""
+        for ticket in self._waiting.copy():
+            if ticket.claim():
+                self._waiting.pop(ticket, None)
+                self._pool.put(functools.partial(go_on, [(ticket, own_copy(error))]))
+
     def given_up(self) -> None:
-        """One that is queued here was given up: the thread that comes upon it leaves it."""
+        """One that waits here was given up: the thread that comes upon it leaves it."""
 
     @property
     def backends(self) -> list[Backend]:
@@ -78,6 +88,7 @@ class Unscheduled:
         """Nothing to refuse: a backend may call itself."""
 
     def _serve(self, ticket: Ticket) -> None:
+        self._waiting.pop(ticket, None)
         if not ticket.claim():
             return
         if ticket.over():

@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import threading
 import traceback
 from collections import deque
 from collections.abc import Mapping
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any
 
 from ..errors import StuckError, note
 from .handover import refuse_all, take_out
 from .instance import Instance
 from .instances import Instances
+from .pool import PATIENCE, join, run_job
 from .stage import Stage
 from .ticket import Ticket
 
 KEPT = 100
 """How many of the newest findings are kept."""
+
+LONG = 0.5
+"""Seconds after which a replacement that is not ready is told of."""
 
 
 class Watchdog:
@@ -33,18 +38,29 @@ class Watchdog:
         self._owned = owned
         self._reports: deque[dict[str, Any]] = deque(maxlen=KEPT)
         self._closed = threading.Event()
+        self._replacing: set[threading.Thread] = set()
+        self._under_way: dict[int, float] = {}  # by the report's id: since when it is being replaced
         self._thread = threading.Thread(target=self._work, name="torchpipe-watchdog", daemon=True)
         self._thread.start()
 
     def reports(self) -> list[dict[str, Any]]:
-        """The newest findings: ``node``, ``seconds``, ``stack``, ``replaced`` for each stuck instance."""
-        return list(self._reports)
+        """The newest findings: ``node``, ``seconds``, ``stack``, ``replaced`` for each stuck instance.
 
-    def close(self) -> None:
-        """End the thread and wait for it."""
+        One is told when it is replaced, or cannot be, or when that takes long.
+        """
+        before = monotonic() - LONG
+        under_way = self._under_way.copy()
+        return [
+            report.copy() for report in self._reports.copy() if under_way.get(id(report), before) <= before
+        ]
+
+    def close(self, until: float | None = None) -> None:
+        """End its threads and wait for them, until then at most."""
         self._closed.set()
-        if self._thread is not threading.current_thread():
-            self._thread.join()  # ended by the event, once it has looked at all nodes
+        join(self._thread, until)  # ended by the event, once it has looked at all nodes
+        patience = monotonic() + PATIENCE
+        for thread in self._replacing.copy():  # each closes what it has built, if that ever ends
+            join(thread, patience if until is None else min(until, patience))
 
     def _stages(self) -> list[tuple[Instances, Stage]]:
         return [
@@ -65,7 +81,9 @@ class Watchdog:
                     running, owner = instance.running, instance.owner
                     seconds = perf_counter() - instance.since
                     if running and owner and seconds > stage.rules.stuck_after:
-                        self._take_out(owned, stage, instance, running, owner, seconds)
+                        run_job(  # whatever comes of one, others are watched further on
+                            functools.partial(self._take_out, owned, stage, instance, running, owner, seconds)
+                        )
 
     def _take_out(
         self,
@@ -85,15 +103,31 @@ class Watchdog:
         if not take_out(stage, instance, running, owner, error):
             return
         report = {"node": stage.name, "seconds": seconds, "stack": stack, "replaced": False}
+        self._under_way[id(report)] = monotonic()
+        self._reports.append(report)
+        # On a thread of its own: building may take its time, or for ever, and others may be stuck meanwhile.
+        job = functools.partial(self._replace, owned, stage, instance, error, report)
+        thread = threading.Thread(target=job, name="torchpipe-replacing", daemon=True)
+        self._replacing.add(thread)
+        try:
+            thread.start()
+        except RuntimeError:  # the system has no thread left: then here
+            self._replacing.discard(thread)
+            job()
+
+    def _replace(
+        self, owned: Instances, stage: Stage, instance: Instance, error: StuckError, report: dict[str, Any]
+    ) -> None:
         try:
             with contextlib.ExitStack() as steps:  # all of them, whatever one raises
-                steps.callback(owned.replace, instance, stage)
+                steps.callback(owned.replace, instance, stage, report)
                 for part in instance.backend.tree():  # before, since both may not fit beside each other
                     steps.callback(part.abandon)
-            report["replaced"] = True
         except BaseException as reason:  # SystemExit, too: nobody else would be watched any more
             note(reason, f"while replacing {instance.where}")
             report["error"] = reason
             if not stage.instances:
                 refuse_all(stage, error)
-        self._reports.append(report)
+        finally:
+            self._under_way.pop(id(report), None)
+            self._replacing.discard(threading.current_thread())
