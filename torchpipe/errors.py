@@ -92,6 +92,14 @@ class StuckError(TorchpipeError, RuntimeError):
     """
 
 
+class GpuError(TorchpipeError, RuntimeError):
+    """A GPU is lost to this process: a kernel read or wrote where it may not, or an assert in one failed.
+
+    What to do: end the process and start another one; ``pipe.health()`` is not ready, and says why. Then find
+    the kernel: run with ``CUDA_LAUNCH_BLOCKING=1``.
+    """
+
+
 class ReentryError(TorchpipeError, RuntimeError):
     """A backend called the node that it is running in, while no other instance of it was free.
 

@@ -243,10 +243,10 @@ class Pipe:
     def health(self) -> dict[str, Any]:
         """Whether the pipe can do its work: for a load balancer, and for whoever wants to know why not.
 
-        Keys: ``ready`` (every node has an instance that is not stuck, and calls are accepted), ``closed``
-        (why not, or ""), ``inside`` (requests), ``stuck`` (what was found with ``stuck_after``: node,
-        seconds, the stack of its thread, whether it was replaced, and why not), ``nodes`` (by node:
-        ``instances``, ``running``, ``queued``).
+        Keys: ``ready`` (every node has an instance that is not stuck, no GPU is lost, calls are accepted),
+        ``closed`` (why not, or ""), ``failed`` (why a GPU is lost to this process, or ""), ``inside``
+        (requests), ``stuck`` (what was found with ``stuck_after``: node, seconds, the stack of its thread,
+        whether it was replaced, and why not), ``nodes`` (by node: ``instances``, ``running``, ``queued``).
         """
         stages = {name: stage for name, stage in self._nodes.stages.items() if isinstance(stage, Stage)}
         nodes = {
@@ -259,8 +259,10 @@ class Pipe:
         }
         watchdog = self._nodes.watchdog
         return {
-            "ready": not self._entrance.closed and all(node["instances"] for node in nodes.values()),
+            "ready": not (self._entrance.closed or self._nodes.faults.reason)
+            and all(node["instances"] for node in nodes.values()),
             "closed": self._entrance.closed,
+            "failed": self._nodes.faults.reason,
             "inside": len(self._entrance.inside),
             "stuck": watchdog.reports() if watchdog is not None else [],
             "nodes": nodes,

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from ..config.component import Unbuilt
 from ..errors import ConfigError, WorkerDiedError, WorkerError, shown
+from ..gpu_errors import lost_for_good
 from ..registry import built_in, export
 from ..request import Request
 from ..workers.channel import Late, dumps
@@ -157,7 +158,14 @@ class Process(Backend):
                 changes = worker.run(batch, None if warming.on else self.timeout)
                 if changes is not None:  # else it had died before it got the batch
                     return changes
-            except Exception:
+            except Exception as error:
+                if lost_for_good(error):  # to the worker: another one can go on
+                    if not self._closed:
+                        with contextlib.suppress(OSError):
+                            self._replace()
+                    said = str(error).splitlines()[0]
+                    what = f"worker process {worker.pid} was replaced, since its GPU is lost to it: {said}"
+                    raise Death(what) from None
                 if not worker.fit and not self._closed:
                     with contextlib.suppress(OSError):  # no process to be had: the next batch tries again
                         self._replace()  # at once, so that the next batch need not wait for all of its start

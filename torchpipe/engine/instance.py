@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Any
 from ..backends.awaited import Awaited
 from ..backends.base import Backend, gpu_of, refuse_returned
 from ..errors import as_error, note
+from ..gpu_errors import give_memory_back, no_memory
 from ..reason import unanswered_by
 from ..request import Request
 from .batching import Costs
+from .faults import Faults
 
 if TYPE_CHECKING:
     from ..streams import InstanceStream
@@ -25,15 +27,23 @@ if TYPE_CHECKING:
 KEPT = 1024
 """How many of the newest times an instance keeps for percentiles."""
 
+ENOUGH = 50
+"""After so many batches that memory sufficed for, a larger one is tried."""
+
 
 class Instance:
     """A backend and what was measured of it. Whoever has taken the instance from its stage owns all of it."""
 
-    def __init__(self, backend: Backend, node: str, where: str, split: bool) -> None:
+    def __init__(
+        self, backend: Backend, node: str, where: str, split: bool, faults: Faults | None = None
+    ) -> None:
         self.backend = backend
+        self._faults = faults  # of GPUs
         self.node, self.where = node, where
         self.split = split  # whether a failed batch is split until the guilty request is alone
         self.max, self.min = backend.max, backend.min
+        self.most = self.max  # requests in a batch, less than max while memory does not suffice for those
+        self._well = 0  # batches of so many that had enough since
         self.stream = _stream_of(backend)  # a GPU's, current whenever the backend runs; or None
         self.forward: Callable[[list[Request]], Any] = backend.forward
         if self.stream is not None:
@@ -95,6 +105,8 @@ class Instance:
             self.owner = 0
         if self.stream is None:
             self._learn(size, perf_counter() - start, failed=errors is not None)
+        if self.most < self.max and errors is None and 2 * size >= self.most:
+            self._try_more()
         self.sizes[size] = self.sizes.get(size, 0) + 1
         self.closings[closing] = self.closings.get(closing, 0) + 1
         for request in batch:
@@ -188,10 +200,20 @@ class Instance:
     ) -> list[BaseException | None]:
         """The error of each request of a failed batch, after running it again in halves where that helps."""
         half = len(batch) // 2
-        if saved is None or half < self.min:
+        lost = self._faults is not None and self._faults.look(error, f"in {self.where}", self)
+        if not lost and no_memory(error):
+            self.most, self._well = max(half, self.min, 1), 0
+            give_memory_back(error)
+        if lost or saved is None or half < self.min:
             return [self._named(error, i, batch) for i in range(len(batch))]
         # No variable holds them, as in execute.
         return self._rerun(batch[:half], saved[:half]) + self._rerun(batch[half:], saved[half:])
+
+    def _try_more(self) -> None:
+        """Once it has gone well for a while: what else takes memory on the GPU may have ended."""
+        self._well += 1
+        if self._well >= ENOUGH:
+            self.most, self._well = min(self.most + max(self.most // 2, 1), self.max), 0
 
     def _rerun(self, batch: list[Request], saved: list[Request]) -> list[BaseException | None]:
         for request, before in zip(batch, saved, strict=True):

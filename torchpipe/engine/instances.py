@@ -16,6 +16,7 @@ from ..errors import ConfigError
 from ..request import Request
 from .alarm import Alarm
 from .bound import BoundThread
+from .faults import Faults
 from .handover import put_in
 from .instance import Instance
 from .pool import Pool
@@ -36,7 +37,10 @@ class Instances:
         Exception: what a backend raises while it is built.
     """
 
-    def __init__(self, node: NodeConfig, pool: Pool, alarm: Alarm, unscheduled: bool = False) -> None:
+    def __init__(
+        self, node: NodeConfig, pool: Pool, alarm: Alarm, faults: Faults, unscheduled: bool = False
+    ) -> None:
+        self._faults = faults
         self._node, self._pool, self._alarm = node, pool, alarm
         self.name, self.options = node.name, node.options
         self.samples: list[Request] = []  # what its instances warm up with, also those that are built later
@@ -50,7 +54,7 @@ class Instances:
         try:
             if unscheduled:
                 backend = node.blueprint.build(0, self._backends, self._made())
-                self.stages = [Unscheduled(node.name, backend, pool)]
+                self.stages = [Unscheduled(node.name, backend, pool, faults)]
             else:
                 instances = self._build_all()
                 if len(node.groups) > 1 and any(isinstance(one.backend, Jump) for one in instances):
@@ -194,11 +198,11 @@ class Instances:
 
     def _builder(self, blueprint: Blueprint, index: int) -> Callable[[], Instance]:
         node, owned, made = self._node, self._backends, self._made()
-        name, split = node.name, node.options.on_error == "split"
+        name, split, faults = node.name, node.options.on_error == "split", self._faults
         where = f"node {name!r}, backend {blueprint.component}"
 
         def build() -> Instance:  # without self: a bound instance's thread must not keep the pipe alive
-            return Instance(blueprint.build(index, owned, made), name, where, split)
+            return Instance(blueprint.build(index, owned, made), name, where, split, faults)
 
         if not blueprint.bound:
             return build

@@ -14,12 +14,13 @@ from ..config.graph import Graph
 from ..config.mapping import Mapping
 from ..config.node_config import NodeConfig
 from ..config.pipe_config import PipeConfig
-from ..errors import ConfigError, nearest, note
+from ..errors import ConfigError, GpuError, nearest, note
 from ..filters import BUILT_IN, Filter
 from ..registry import make_filter
 from ..request import Request
 from .alarm import Alarm
-from .handover import hand_over, wait_for_idle
+from .faults import Faults
+from .handover import hand_over, refuse_all, wait_for_idle
 from .instance import runs_here
 from .instances import Instances
 from .journey import begin
@@ -45,6 +46,7 @@ class Nodes:
         owners = [node for node in config.nodes.values() if node.lender == node.name]
         total = sum(group.instance_num for node in owners for group in node.groups)
         self.pool, self.alarm = Pool(total, "torchpipe"), Alarm("torchpipe-alarm")
+        self.faults = Faults(self._gpu_is_lost)
         self.by_name: dict[str, Node] = {}
         self.watchdog: Watchdog | None = None
         self.streams: ModuleType | None = None  # torchpipe.streams, where a node has a GPU
@@ -53,7 +55,9 @@ class Nodes:
             for blueprint in config.environment:
                 blueprint.build(0, self._environment)
             for node in owners:
-                self.owned[node.name] = Instances(node, self.pool, self.alarm, config.unscheduled)
+                self.owned[node.name] = Instances(
+                    node, self.pool, self.alarm, self.faults, config.unscheduled
+                )
             for node in config.nodes.values():
                 self.by_name[node.name] = self._make_node(node, graph)
             self._connect(graph)
@@ -82,6 +86,15 @@ class Nodes:
         inside = any(isinstance(stage, Stage) and runs_here(stage.instances) for stage in stages)
         return inside or self.pool.loop.runs_here()
 
+    def _gpu_is_lost(self, error: GpuError, who: object) -> None:
+        """Refuse what waits for a GPU, and what comes; the others go on."""
+        for owned in list(self.owned.values()):
+            for stage in owned.stages:
+                if isinstance(stage, Unscheduled):
+                    stage.flush(error)
+                elif any(one is who or one.stream is not None for one in stage.instances.copy()):
+                    refuse_all(stage, error)
+
     def works_here(self) -> bool:
         """Whether the current thread is one that a release waits for, such as a callback's."""
         me = threading.current_thread()
@@ -102,7 +115,7 @@ class Nodes:
         ``still_wanted()`` is called before they take over, and raises if they shall not.
         """
         old = self.owned[config.name]
-        new = Instances(config, self.pool, self.alarm)
+        new = Instances(config, self.pool, self.alarm, self.faults)
         try:
             if len(new.stages) != len(old.stages):
                 raise ConfigError(f"node {config.name!r}: a reload cannot change its groups of instances")

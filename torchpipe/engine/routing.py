@@ -64,7 +64,11 @@ class Routing:
         if "reason" in computed:  # as it is wherever there is no result
             settle(computed)
         if self._nodes.streams is not None:
-            self._nodes.streams.settle(computed)
+            try:
+                self._nodes.streams.settle(computed)
+            except RuntimeError as error:
+                self._nodes.faults.look(error, "on the way out of the pipe")
+                raise
         given.update(computed)
 
     def _route_to(self, name: Any, key: str) -> Route:

@@ -31,8 +31,8 @@ class InOrder:
     def room(self, instance: Instance, waiting: int, portion: int) -> int:
         """How large a batch to take for an instance while ``waiting`` wait; a GPU's takes its ``portion``."""
         if instance.stream is not None:
-            return min(instance.max, portion)
-        return instance.costs.best_size(waiting, instance.max)
+            return min(instance.most, portion)
+        return instance.costs.best_size(waiting, instance.most)
 
     def take(self, pending: Pending, room: int) -> tuple[list[Ticket], list[Ticket]]:
         """Take up to ``room`` requests out of ``pending``: those to run, and those that are over."""

@@ -11,6 +11,7 @@ from ..backends.base import Backend, gpu_of, refuse_returned
 from ..errors import STEERING, RequestError, as_error, note
 from ..reason import unanswered_by
 from ..request import Request
+from .faults import Faults
 from .instance import own_copy
 from .pool import Pool
 from .sending import drop, go_on
@@ -20,9 +21,9 @@ from .ticket import Ticket, Way
 class Unscheduled:
     """One instance without a queue: as many threads enter it at once as call, with the batches they bring."""
 
-    def __init__(self, name: str, backend: Backend, pool: Pool) -> None:
+    def __init__(self, name: str, backend: Backend, pool: Pool, faults: Faults) -> None:
         self.name, self.backend = name, backend
-        self._pool = pool
+        self._pool, self._faults = pool, faults
         self._waiting: dict[Ticket, None] = {}
         self.max, self.min = backend.max, backend.min
         self.where = f"node {name!r}, backend {backend.label}"
@@ -53,6 +54,7 @@ class Unscheduled:
                 refuse_returned(returned, batch, self.backend.label)
         except BaseException as error:
             note(error, f"in {self.where}")
+            self._faults.look(error, f"in {self.where}", self)
             if isinstance(error, STEERING):
                 raise as_error(error) from error
             raise

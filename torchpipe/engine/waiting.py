@@ -204,7 +204,7 @@ class Queue:
 
     def room(self, instance: Instance, tickets: list[Ticket]) -> int:
         """How much more an instance takes with a batch."""
-        return max(instance.max - self.selection.size(tickets), 0)
+        return max(instance.most - self.selection.size(tickets), 0)
 
     def closing(self, instance: Instance, tickets: list[Ticket], timed_out: bool) -> str:
         """Why a batch was closed, of which it is known whether it has waited for company until the end."""
