@@ -74,7 +74,7 @@ class DeadlineError(TorchpipeError, TimeoutError):
 
 
 class OverloadedError(TorchpipeError, RuntimeError):
-    """There is no room for one more request (``max_pending``, ``max_pending_bytes``, ``max_queue``).
+    """There is no room for one more request, or it would be late (``max_pending``, ``max_queue``, ...).
 
     Attributes:
         retry_after: seconds until there should be room, at the present rate.

@@ -25,6 +25,7 @@ class TestHealth:
         assert model.health() == {
             "ready": True,
             "closed": "",
+            "failed": "",
             "inside": 0,
             "stuck": [],
             "nodes": {

@@ -49,6 +49,7 @@ class NodeOptions:
     batching_timeout: Timeout = 0.0
     on_error: Literal["split", "batch"] = "split"
     max_queue: Annotated[int, Field(ge=0)] = 0
+    refuse_late: bool = False  # at once, if the deadline will pass while it waits, by what batches have taken
     priority_ageing: Annotated[float, Field(ge=0, le=3_600_000, allow_inf_nan=False)] = 0.0
     stuck_after: Annotated[float, Field(ge=0, le=86_400_000, allow_inf_nan=False)] = 0.0
     warmup: Annotated[int, Field(ge=0, le=1000)] = 0

@@ -55,6 +55,10 @@ class Costs:
             self.each = min(max(slope, 0.0), self._t / self._n)
         self.fixed = max((self._t - self.each * self._n) / self._weight, 0.0)
 
+    def of(self, size: int) -> float:
+        """What a batch of ``size`` costs, in seconds; 0 while nothing is known."""
+        return self.fixed + self.each * size
+
     def best_size(self, waiting: int, limit: int) -> int:
         """How many of ``waiting`` requests to take at once, at most ``limit``.
 

@@ -209,6 +209,12 @@ class Instance:
         # No variable holds them, as in execute.
         return self._rerun(batch[:half], saved[:half]) + self._rerun(batch[half:], saved[half:])
 
+    def takes(self, size: int) -> float:
+        """Seconds that a batch of ``size`` takes, rather fewer; 0 while nothing is known."""
+        if not self.run_times:
+            return 0.0
+        return self.costs.of(size) if self.max > 1 else self.floor
+
     def _try_more(self) -> None:
         """Once it has gone well for a while: what else takes memory on the GPU may have ended."""
         self._well += 1

@@ -238,6 +238,7 @@ class Instances:
             options.max_queue,
             options.priority_ageing / 1000,
             options.stuck_after / 1000,
+            options.refuse_late,
         )
         bound = {thread.instance: thread for thread in self._threads if thread.instance in instances}
         inboxes = {instance: thread.inbox for instance, thread in bound.items()}

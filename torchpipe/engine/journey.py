@@ -58,6 +58,9 @@ def begin(route: Route, owner: Owner, request: Request, outer: Journey | None = 
 class Owner(Protocol):
     """For whom a journey is made; an object with methods, because two callables would be two objects more."""
 
+    deadline: float | None
+    """When it must be over, on the clock of ``time.monotonic()``."""
+
     def over(self) -> bool:
         """Whether it is of no use any more. Asked before each node."""
 
@@ -113,6 +116,13 @@ class Journey:
     def start(self, request: Request) -> list[Step]:
         """Its first steps. The filter and map of the first node are not asked."""
         return self._run(self.route.start, request)
+
+    def deadline(self) -> float | None:
+        """When the request must be done, of which this is the journey, or that of a part."""
+        journey = self
+        while journey._outer is not None:
+            journey = journey._outer
+        return journey._owner.deadline
 
     def start_aside(self, request: Request, pool: Pool) -> None:
         """Have its first steps taken by a thread of the pool; until then it can be withdrawn."""

@@ -24,6 +24,7 @@ class Part:
     """One of several parts, as its journey knows it."""
 
     __slots__ = ("_index", "_parts")
+    deadline: float | None = None  # but for that of the journey which it is a part of
 
     def __init__(self, parts: Parts, index: int) -> None:
         self._parts, self._index = parts, index

@@ -60,6 +60,12 @@ class PriorityQueue:
             self._heap = [place for place in self._heap if not place[2].taken()]
             heapq.heapify(self._heap)
 
+    def ahead_of(self, ticket: Ticket) -> int:
+        """How many come before a ticket, of those that wait and were not given up."""
+        place = rank(ticket.request, ticket.came, self._ageing)
+        with self._lock:
+            return sum(other[0] <= place and not other[2].taken() for other in self._heap)
+
     def copy(self) -> list[Ticket]:
         """All of them."""
         with self._lock:

@@ -18,6 +18,9 @@ WOKEN = 60.0
 class Way(Protocol):
     """The journey that a request is on, as far as its tickets know it."""
 
+    def deadline(self) -> float | None:
+        """When the request must be done, on the clock of ``time.monotonic()``."""
+
     def over(self) -> bool:
         """Whether nothing more should be run for it."""
 

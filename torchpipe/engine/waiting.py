@@ -6,6 +6,7 @@ import contextlib
 import threading
 from collections import deque
 from dataclasses import dataclass
+from time import monotonic, perf_counter
 
 from ..backends.base import UNLIMITED
 from ..errors import OverloadedError, note
@@ -30,6 +31,7 @@ class Rules:
     max_queue: int = 0  # the most that may wait; 0: any number
     ageing: float = 0.0  # for how long one step of priority counts; 0: priorities are not looked at
     stuck_after: float = 0.0  # how long a batch may run before its instance counts as stuck; 0: for ever
+    refuse_late: bool = False  # whether those are refused whose deadline will pass while they wait
 
 
 class Places:
@@ -80,7 +82,9 @@ class Queue:
         self.selection = rules.selection or InOrder()
         self._most = max(instance.max for instance in instances)
         self.pending: Pending = PriorityQueue(rules.ageing) if rules.ageing else deque()
-        self.checks = bool(rules.selection or rules.ageing or rules.max_queue)  # requests, when they come
+        self.checks = bool(
+            rules.selection or rules.ageing or rules.max_queue or rules.refuse_late
+        )  # requests, when they come
         self._places = Places(rules.max_queue) if rules.max_queue else None
         self._given_up = 0  # about so many of those that are queued, since it was swept
         self.refused = Count()  # those for which there was no room
@@ -93,7 +97,7 @@ class Queue:
         admitted: list[Ticket] = []
         refused: list[tuple[Ticket, BaseException | None]] = []
         for ticket in tickets:
-            error = self.refusal(ticket, room)
+            error = self.refusal(ticket, room, len(admitted))
             if error is None:
                 admitted.append(ticket)
             elif ticket.claim():
@@ -101,8 +105,11 @@ class Queue:
                 refused.append((ticket, error))
         return admitted, refused
 
-    def refusal(self, ticket: Ticket, room: int = 0) -> BaseException | None:
-        """Why a ticket cannot wait here, of those that come at once and of which ``room`` need not wait."""
+    def refusal(self, ticket: Ticket, room: int = 0, before: int = 0) -> BaseException | None:
+        """Why a ticket cannot wait here, of those that come at once and of which ``room`` need not wait.
+
+        ``before`` of them are about to be queued.
+        """
         rules = self._rules
         try:
             if self.out_of_order is not None:
@@ -110,12 +117,47 @@ class Queue:
             self.selection.check(ticket)
             if rules.ageing:
                 rank(ticket.request, ticket.came, rules.ageing)
+            if rules.refuse_late:
+                self._refuse_late(ticket, before - room)
             if self._places is not None and not self._places.take(ticket, room):
                 raise self._overloaded()
         except BaseException as error:
             note(error, f"in front of node {self._name!r}")
             return error
         return None
+
+    def _refuse_late(self, ticket: Ticket, beside: int) -> None:
+        """Raise OverloadedError if the deadline will have passed before its turn, even if all goes well."""
+        deadline = ticket.journey.deadline() if ticket.journey is not None else None
+        if deadline is None:
+            return
+        left = deadline - monotonic()
+        if left <= 0 or self._wait(len(self.pending) + beside) <= left:
+            return
+        ahead = self.waiting()  # which takes longer, but is exact
+        if isinstance(self.pending, PriorityQueue):
+            ahead = self.pending.ahead_of(ticket)
+        wait = self._wait(ahead + beside)
+        if wait > left:
+            self.refused.add()
+            error = OverloadedError(
+                f"{ahead} requests wait for node {self._name!r}, which takes {wait:.3f} s by what batches "
+                f"have taken so far, and the request has {left:.3f} s left; try again in {wait - left:.3f} s"
+            )
+            error.retry_after = max(wait - left, 0.001)
+            raise error
+
+    def _wait(self, ahead: int) -> float:
+        """Seconds until one's turn comes that has so many ahead; 0 while it is not known what they take."""
+        instances = self._instances.copy()
+        if ahead < 0 or not instances:
+            return 0.0
+        one, now = instances[0], perf_counter()
+        size = max(self.selection.room(one, ahead + 1, UNLIMITED), 1)
+        runs = min(  # until the first of them is free
+            max(each.takes(1) - (now - each.since), 0.0) if each.owner else 0.0 for each in instances
+        )
+        return runs + ahead // size // len(instances) * min(each.takes(size) for each in instances)
 
     def _overloaded(self) -> OverloadedError:
         self.refused.add()
