@@ -306,6 +306,8 @@ def test_the_page_of_keys_has_every_key_of_a_node_and_a_pipe_with_its_type_and_d
                 assert accepts == "str" or accepts.startswith("'' | ")
             else:
                 assert kind == accepts.replace(" | ", ", ").replace("'", "`")
+            if isinstance(wanted, bool):
+                wanted = str(wanted).lower()
             assert default == (wanted if isinstance(wanted, str) else f"{wanted:g}")
 
 
