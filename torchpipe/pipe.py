@@ -8,6 +8,7 @@ import concurrent.futures
 import contextlib
 import functools
 import os
+import sys
 import threading
 import time
 import weakref
@@ -89,6 +90,7 @@ class Pipe:
         self.config = load(config)
         self._closing = threading.Lock()
         self._released = False
+        self._dropped = False  # nobody refers to it any more
         graph = check_graph(self.config.nodes)
         self._nodes = Nodes(self.config, graph)
         try:
@@ -307,7 +309,11 @@ class Pipe:
                 )
             time.sleep(0.002)
             self._entrance.refuse_waiting()
-        if until is None or self._nodes.works_here():
+        if self._released and not self._closing.locked():
+            return
+        # A thread started while the interpreter goes down, or from where garbage is collected, may never run.
+        here = self._dropped or sys.is_finalizing() or self._nodes.works_here()
+        if until is None or here:
             self._release(until)
             return
         # Aside, since what is waited for there may take longer: a reload, a callback, a backend's own close.
@@ -378,6 +384,7 @@ class Pipe:
             _open.add(self)
             if self._nodes.pool.put_to_running(self._close_behind):
                 return
+        self._dropped = True
         with contextlib.suppress(TimeoutError):
             self.close(timeout=AT_EXIT)
 

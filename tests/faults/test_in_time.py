@@ -216,7 +216,7 @@ class TestAPipeThatIsDropped:
         until(lambda: not pipe_threads(), "all threads have ended")
 
 
-@pytest.mark.parametrize("what", ["reload", "callback", "close", "replacement", "batch"])
+@pytest.mark.parametrize("what", ["nothing", "used", "reload", "callback", "close", "replacement", "batch"])
 def test_the_interpreter_ends_in_time(what, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
@@ -249,6 +249,8 @@ elif what == "callback":
 elif what == "replacement":
     try: pipe({"data": 1000})
     except torchpipe.StuckError: pass
+elif what == "used":
+    pipe.submit({"data": 0}).result()
 elif what == "batch":
     pipe.submit({"data": 1000})
 print("the end", flush=True)
