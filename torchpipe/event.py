@@ -8,6 +8,7 @@ from time import perf_counter
 from typing import Any
 
 from .engine.pool import run_job
+from .waits import Flag
 
 
 class Event:
@@ -27,7 +28,7 @@ class Event:
         self._started = perf_counter()
         self._expected = self._left = num
         self._taken = 0
-        self._done = threading.Event()
+        self._done = Flag()
         self._error: BaseException | None = None
         self._callbacks: list[Callable[[], Any]] = []
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import contextvars
 import threading
+from _thread import get_ident
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from .errors import ReentryError
+from .errors import ReentryError, report
+from .waits import Flag, aside, start
 
 LOOK = 0.02
 """Seconds after which it is looked again whether anybody still wants an answer that is awaited."""
@@ -28,6 +32,7 @@ class EventLoop:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._closed = Flag()
 
     def run(self, jobs: Sequence[Job], given_up: Sequence[Callable[[], bool] | None]) -> list[Ended]:
         """Await all jobs at the same time; how each of them ended, in order.
@@ -43,12 +48,19 @@ class EventLoop:
                 "a coroutine of this pipe called the pipe and would block its own event loop; "
                 "await pipe.async_call(request) there"
             )
-        future = asyncio.run_coroutine_threadsafe(_all(jobs, given_up), self._started())
+        loop = self._started()
+        waited = _Waited()
+        # Not a future of both worlds: an interrupt of this thread could block the loop, and so everybody.
         try:
-            return future.result()  # ended by the jobs, each of which ends on its own or is cancelled
+            loop.call_soon_threadsafe(waited.start, loop, jobs, given_up)
+            waited.done.wait()  # ended by the jobs, each of which ends on its own or is cancelled
+            return waited.ended()
         except BaseException:
-            future.cancel()
+            with contextlib.suppress(RuntimeError):  # it is closed
+                loop.call_soon_threadsafe(waited.cancel)
             raise
+        finally:
+            waited.thread = 0
 
     def runs_here(self) -> bool:
         """Whether the current thread is the loop's."""
@@ -60,23 +72,78 @@ class EventLoop:
             loop, thread = self._loop, self._thread
             self._loop = self._thread = None
         if loop is not None and thread is not None:
+            self._closed.set()
             loop.call_soon_threadsafe(loop.stop)
             thread.join(PATIENCE)
 
     def _started(self) -> asyncio.AbstractEventLoop:
+        loop = self._loop
+        if loop is None:
+            aside(self._start)  # an interrupt must not leave a thread of which nobody knows
+            loop = self._loop
+        assert loop is not None
+        return loop
+
+    def _start(self) -> None:
         with self._lock:
             if self._loop is None:
+                self._closed = Flag()
                 loop = asyncio.new_event_loop()
-                thread = threading.Thread(target=_serve, args=(loop,), name=self._name, daemon=True)
-                thread.start()
+                arguments = loop, self._closed
+                thread = threading.Thread(target=_serve, args=arguments, name=self._name, daemon=True)
+                start(thread)
                 self._loop, self._thread = loop, thread
-            return self._loop
 
 
-def _serve(loop: asyncio.AbstractEventLoop) -> None:
+class _Waited:
+    """What one thread waits for: coroutines that run side by side in the loop."""
+
+    def __init__(self) -> None:
+        self.thread = get_ident()  # that waits; 0 when it does not any more
+        self.done = Flag()
+        self._task: asyncio.Task[list[Ended]] | None = None
+
+    def start(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        jobs: Sequence[Job],
+        given_up: Sequence[Callable[[], bool] | None],
+    ) -> None:
+        """Start them; in the loop's thread."""
+        _working_for.set(self)
+        self._task = loop.create_task(_all(jobs, given_up))
+        self._task.add_done_callback(lambda task: self.done.set())
+
+    def cancel(self) -> None:
+        """Cancel them; in the loop's thread."""
+        if self._task is not None:
+            self._task.cancel()
+
+    def ended(self) -> list[Ended]:
+        """How each of them did."""
+        assert self._task is not None
+        task, self._task = self._task, None
+        return task.result()
+
+
+_working_for: contextvars.ContextVar[_Waited | None] = contextvars.ContextVar("torchpipe", default=None)
+"""Who waits for the coroutine that runs here, for the tasks that it has started, or its asyncio.to_thread."""
+
+
+def working_thread() -> int:
+    """The thread whose work is done here: the current one, or the one that waits for this coroutine."""
+    waited = _working_for.get()
+    return (waited.thread if waited is not None else 0) or get_ident()
+
+
+def _serve(loop: asyncio.AbstractEventLoop, closed: Flag) -> None:
     asyncio.set_event_loop(loop)
     try:
-        loop.run_forever()
+        while not closed.is_set():  # a task that a backend has left behind may end the loop, or stop it
+            try:
+                loop.run_forever()
+            except BaseException as error:
+                report(error)
         left = asyncio.all_tasks(loop)
         for task in left:
             task.cancel()

@@ -12,6 +12,7 @@ from .encryption.files import SUFFIX
 from .errors import ConfigError, NoResultError, RequestError, shown
 from .pipe import Pipe
 from .reason import told
+from .waits import Answer
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +56,7 @@ class Model:
 
     def submit(self, *inputs: torch.Tensor, data: Any = None) -> Future[Any]:
         """The same without waiting: a future of the output, which may be cancelled until it starts."""
-        outer: Future[Any] = Future()
+        outer: Future[Any] = Answer()
 
         def finish(inner: Future[Any]) -> None:
             if not outer.set_running_or_notify_cancel():

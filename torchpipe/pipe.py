@@ -35,8 +35,18 @@ from .engine.stage import Stage
 from .engine.unscheduled import Unscheduled
 from .engine.warmup import warm_up
 from .environment import settle_process
-from .errors import ConfigError, DeadlineError, OverloadedError, PipeClosedError, ReentryError, RequestError
+from .errors import (
+    ConfigError,
+    DeadlineError,
+    OverloadedError,
+    PipeClosedError,
+    ReentryError,
+    RequestError,
+    as_error,
+    from_signal,
+)
 from .event import Event
+from .loop import working_thread
 from .request import Request
 from .stats import pipe_stats
 
@@ -96,9 +106,7 @@ class Pipe:
         try:
             settle_process()  # now that the backends have imported what they use
             self._routing = Routing(self.config, graph, self._nodes)
-            self._entrance = Entrance(
-                self._routing, self.config.limits, self._nodes.pool, self._nodes.run_here
-            )
+            self._entrance = Entrance(self._routing, self.config.limits, self._nodes)
             warm_up(self._nodes, self._routing, warmup)
             self._nodes.watch()
         except BaseException:
@@ -170,8 +178,7 @@ class Pipe:
             raise RequestError(f"a request is a dict, not {type(request).__name__}")
         deadline = deadline_of(request, timeout)
         future, call = self._promise(request, deadline)
-        call.size = self._entrance.let_in(request, deadline)
-        self._entrance.start([call])
+        self._entrance.admit(call)
         return future.of(call)
 
     async def async_call(self, request: Request, timeout: float | None = None) -> Request:
@@ -183,8 +190,9 @@ class Pipe:
             raise RequestError(f"a request is a dict, not {type(request).__name__}")
         deadline = deadline_of(request, timeout)
         future, call = self._promise(request, deadline)
-        call.size = await self._entrance.let_in_async(request, deadline)
-        self._entrance.start([call])
+        if working_thread() != threading.get_ident():  # a coroutine may await the instance that it occupies
+            _refuse_reentry(self._nodes, self._routing, request, blocks=False)
+        await self._entrance.admit_async(call)
         return await asyncio.wrap_future(future.of(call))
 
     # Looking
@@ -226,10 +234,19 @@ class Pipe:
             ConfigError: there is no such node, it has no instances of its own, or the changes are mistaken;
                 or they are about the graph (``next``, ``map``, ``filter``), which stays.
             PipeClosedError: the pipe was closed, before or while the new ones were built.
+            ReentryError: a backend of this pipe is calling, which would have to wait for itself.
             Exception: what a backend raises while it is built; the old ones stay then.
         """
         self._entrance.refuse_closed()  # a child may have inherited the lock as it was held
-        with self._closing:  # held by a reload or a close, one at a time
+        inside = self._nodes.node_here()
+        if inside or self._nodes.run_here():
+            raise ReentryError(
+                f"reload({node!r}) from inside the backend of node {inside!r}, for which it may have to "
+                "wait; have another thread do it, and do not wait for that here"
+            )
+        while not self._closing.acquire(timeout=0.05):  # a close that has it may wait for this very thread
+            self._entrance.refuse_closed()
+        try:
             self._entrance.refuse_closed()
             if self.config.unscheduled:
                 raise ConfigError("a backend without a scheduler cannot be reloaded")
@@ -241,6 +258,8 @@ class Pipe:
             self._nodes.reload(config.nodes[node], self._entrance.refuse_closed)
             self._given = changed(self._given, node, changes)
             self.config.nodes[node] = config.nodes[node]
+        finally:
+            self._closing.release()
 
     def health(self) -> dict[str, Any]:
         """Whether the pipe can do its work: for a load balancer, and for whoever wants to know why not.
@@ -273,7 +292,8 @@ class Pipe:
     def close(self, timeout: float | None = None, drain: bool = True) -> None:
         """Refuse new calls, wait for those inside, end all threads and release the backends.
 
-        A second close waits for the first. In a forked child, and for a copy, there is nothing to close.
+        A second close waits for the first, but not one in a callback, for which the first waits. In a forked
+        child, and for a copy, there is nothing to close.
 
         Args:
             timeout: seconds to wait at most, for what is inside and for the release; half a second more where
@@ -341,10 +361,14 @@ class Pipe:
     def _release(self, until: float | None = None) -> None:
         """End all threads, waiting for them until then, and release the backends; once."""
         at_most = -1 if until is None else max(until - time.monotonic(), RELEASE)
+        if self._nodes.works_here():
+            at_most = 0  # whoever has the lock waits for this very thread, or is about to
         # An iterator, so that no interrupt strikes between the lock and the try.
         for _ in iter(functools.partial(self._closing.acquire, timeout=at_most), False):
             break
         else:
+            if not at_most:
+                return  # the other one does it
             raise TimeoutError(HELD_UP.format(f"{at_most:.3g}"))
         try:
             if not self._released:
@@ -427,13 +451,14 @@ class Pipe:
 
     def _call_branched(self, given: Request, request: Request, route: Route) -> None:
         """The caller's thread goes along, but for the main one: an interrupt could make it leave a branch."""
-        for node in route.everything():
-            node.stage.refuse_reentry()
+        stages = {node.stage for node in route.everything()}
+        for stage in stages:
+            stage.refuse_reentry()
         calls = Calls(1)
         main = threading.current_thread() is threading.main_thread()
         call = Call(given, functools.partial(calls.tell, 0), prepared=(request, route))
         self._entrance.start([call], send_on=enqueue if main else travel)
-        calls.wait([])
+        calls.wait([call], functools.partial(_look, stages))
 
     def _call_waiting(self, given: list[Request], timeout: float | None) -> None:
         """Have requests run by other threads, so that this one can leave in time."""
@@ -442,9 +467,10 @@ class Pipe:
             Call(request, functools.partial(together.tell, index), deadline_of(request, timeout))
             for index, request in enumerate(given)
         ]
-        for route in {self._routing.route_of(request) for request in given}:
-            for node in route.everything():
-                node.stage.refuse_reentry()
+        routes = {self._routing.route_of(request) for request in given}
+        stages = {node.stage for route in routes for node in route.everything()}
+        for stage in stages:
+            stage.refuse_reentry()
         started: list[Call] = []
         try:
             if self._entrance.limit is None:
@@ -453,12 +479,13 @@ class Pipe:
             else:
                 for call in calls:
                     try:
-                        call.size = self._entrance.let_in(call.given, call.deadline)
-                        self._entrance.start([call])
+                        self._entrance.admit(call)
                         started.append(call)
-                    except Exception as error:  # the others of the list are not left alone for it
-                        call.tell(error)
-            together.wait(started)
+                    except BaseException as error:  # the others of the list are not left alone for it
+                        if from_signal(error):
+                            raise
+                        call.tell(as_error(error))
+            together.wait(started, functools.partial(_look, stages))
         except BaseException as error:
             if not isinstance(error, Exception):  # an interrupt: nobody waits for the rest
                 for call in started:
@@ -493,16 +520,15 @@ class Pipe:
             event.take()
             try:
                 call = Call(request, event.notify, deadline_of(request, timeout), alarm=self._nodes.alarm)
-                call.size = self._entrance.let_in(request, call.deadline)
-                self._entrance.start([call])
+                self._entrance.admit(call)
             except BaseException as error:
-                event.notify(error)
-                if not isinstance(error, Exception):
+                event.notify(as_error(error))
+                if from_signal(error):
                     raise
 
     def _promise(self, request: Request, deadline: float | None) -> tuple[Promise, Call]:
         """A future of ``request``, and the call that fulfils it."""
-        future = Promise()
+        future = Promise(functools.partial(_refuse_reentry, self._nodes, self._routing, request))
 
         def tell(error: BaseException | None) -> None:
             if error is not None:
@@ -531,6 +557,20 @@ class Pipe:
                 stage.flush(error)
 
 
+def _look(stages: set[Stage | Unscheduled]) -> None:
+    """Raise ReentryError where a backend waits for the current thread, and that for an instance of it."""
+    for stage in stages:
+        stage.refuse_waiting_for_itself()
+
+
+def _refuse_reentry(nodes: Nodes, routing: Routing, request: Request, blocks: bool = True) -> None:
+    """Raise ReentryError where a request would wait for an instance that the current thread is running."""
+    if not nodes.node_here():
+        return
+    for node in routing.route_of(request).everything():
+        node.stage.refuse_reentry(blocks)
+
+
 def _kept(config: Any) -> Any:
     """A configuration that stays as it is now, whatever the caller does with its dicts."""
     if not isinstance(config, dict):
@@ -552,7 +592,7 @@ def _at_exit() -> None:
             pipe.close(timeout=AT_EXIT)
         except TimeoutError:
             pass
-        except Exception as error:
+        except BaseException as error:
             errors.append(error)
     if errors:
         raise errors[0]

@@ -70,4 +70,4 @@ def settle(request: Request) -> None:
 def _cause(said: object) -> str:
     if said is None:
         return ""
-    return str(said) if isinstance(said, str) else shown(said)
+    return str.__str__(said) if isinstance(said, str) else shown(said)

@@ -269,20 +269,23 @@ class TestManyWhoWait:
                 return super().__contains__(key)
 
         limit._waiting = Place()
-        assert limit.ask({}, 0, lambda: None) is None
-        numbers = [limit.ask({}, 0, lambda: None) for _ in range(10_000)]
+        assert limit.ask("first", {}, 0, lambda: None)
+        numbers = range(10_000)
+        assert not any(limit.ask(number, {}, 0, lambda: None) for number in numbers)
         for number in numbers:
-            limit.give_up(number, 0)
+            limit.give_up(number)
         assert limit.waiting() == 0
         assert steps["looked"] < 5 * len(numbers)
 
     def test_come_in_by_their_turn_whoever_gives_up(self):
         limit, came = Limit(1, math.inf, False, 1.0), []
-        limit.ask({}, 0, lambda: None)
-        numbers = [limit.ask({"priority": 300 - i}, 0, functools.partial(came.append, i)) for i in range(300)]
-        for number in numbers[::3]:
-            limit.give_up(number, 0)
-        for _ in range(200):
-            limit.leave(0)
+        limit.ask("first", {}, 0, lambda: None)
+        for i in range(300):
+            limit.ask(i, {"priority": 300 - i}, 0, functools.partial(came.append, i))
+        for i in range(0, 300, 3):
+            limit.give_up(i)
+        limit.leave("first")
+        for _ in range(199):
+            limit.leave(came[-1])
         assert came == [i for i in range(300) if i % 3]
         assert limit.waiting() == 0

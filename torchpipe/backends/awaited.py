@@ -79,7 +79,7 @@ class Awaited(Backend):
                 refuse_returned(returned, requests, self.label or type(self).__name__)
             except TypeError as refused:
                 return refused
-        return error and as_error(error)
+        return error and as_error(error, ours=False)  # the loop's thread raised it
 
 
 def coroutines_of(target: type) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def run_child(child: Backend, batch: list[Request]) -> None:
         returned: Any = child.forward(batch)  # type: ignore[func-returns-value]
         if returned is not None:
             refuse_returned(returned, batch, child.label)
-    except Exception as error:
+    except BaseException as error:
         note(error, f"while processing backend {child.label}")
         raise
     for request in batch:

@@ -9,6 +9,7 @@ import threading
 from time import monotonic
 from typing import Protocol
 
+from ..waits import aside, start
 from .pool import join, run_job
 
 TICK = 0.004
@@ -94,9 +95,16 @@ class Alarm:
             join(thread, until)  # ended by the notification, once the callbacks that it is at have returned
 
     def _grow(self) -> None:
+        aside(self._start)  # an interrupt must not keep the only one from looking at the clock
+
+    def _start(self) -> None:
         thread = threading.Thread(target=self._work, name=self._name, daemon=True)
-        thread.start()
-        self._threads.append(thread)
+        self._threads.append(thread)  # first: it may come to its end at once, and takes itself out
+        try:
+            start(thread)
+        except BaseException:
+            self._threads.remove(thread)
+            raise
 
     def _work(self) -> None:
         while True:
@@ -107,8 +115,7 @@ class Alarm:
             with self._lock:
                 self._busy -= 1
                 if self._closed or len(self._threads) - self._busy > SPARE:
-                    with contextlib.suppress(ValueError):  # its start was interrupted
-                        self._threads.remove(threading.current_thread())
+                    self._threads.remove(threading.current_thread())
                     return
 
     def _next(self) -> list[Due]:

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from time import monotonic
 from typing import Any
 
+from ..waits import Flag, start
 from .dispatcher import Dispatcher, Inbox
 from .instance import Instance
-from .pool import PATIENCE, join
+from .pool import PATIENCE, join, run_job
 
 
 class BoundThread:
@@ -20,11 +21,11 @@ class BoundThread:
     def __init__(self, name: str, build: Callable[[], Instance]) -> None:
         self._batches: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self.inbox: Inbox = self._batches.put
-        self._ready = threading.Event()
+        self._ready = Flag()
         self._error: BaseException | None = None
         self.instance: Instance | None = None
         self._thread = threading.Thread(target=self._work, args=(build,), name=name, daemon=True)
-        self._thread.start()
+        start(self._thread)  # an interrupt must not leave one that never says that it is ready
 
     def built(self) -> Instance:
         """The instance, once it is built; raises what building it raised."""
@@ -40,18 +41,20 @@ class BoundThread:
 
     def call(self, job: Callable[[], None]) -> None:
         """Run ``job`` on this thread, after what it has to do before, and wait; raises what that raises."""
-        done: Future[None] = Future()
+        errors: list[BaseException] = []
+        done = Flag()
 
         def run() -> None:
             try:
                 job()
             except BaseException as error:
-                done.set_exception(error)
-            else:
-                done.set_result(None)
+                errors.append(error)
+            done.set()
 
         self._batches.put(run)
-        done.result()  # ended by the thread, which does all that was put in before it was told to end
+        done.wait()  # ended by the thread, which does all that was put in before it was told to end
+        if errors:
+            raise errors[0]
 
     def is_thread(self, thread: threading.Thread) -> bool:
         """Whether that is its thread."""
@@ -83,7 +86,7 @@ class BoundThread:
             if type(tickets) is not list:
                 tickets()
                 continue
-            dispatcher.serve(self.instance, tickets)
-            dispatcher.dispatch()
+            run_job(functools.partial(dispatcher.serve, self.instance, tickets))
+            run_job(dispatcher.dispatch)
             tickets.clear()  # nothing of a request may outlive it, also where this thread owns the list
             tickets = None

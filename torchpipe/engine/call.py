@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import DeadlineError, as_error
 from ..request import Request
+from ..waits import aside
 from .alarm import Alarm
 from .journey import Journey
 from .lost import Lost
@@ -31,7 +32,6 @@ class Call:
         given: the caller's dict, which is filled in if all goes well.
         tell: ``tell(error)``, called once unless nobody wants to know.
         deadline: on the clock of ``time.monotonic()``.
-        size: what it occupies of the pipe's limit, if there is one.
         alarm: sees to the deadline, where no thread waits that would.
         cancelled: whether the caller has given it up; asked before each node.
         wanted: asked once at the end; from then on it cannot be given up. If it was, nobody is told.
@@ -41,11 +41,11 @@ class Call:
     given: Request
     tell: Callable[[BaseException | None], Any]
     deadline: float | None = None
-    size: int | None = None
     alarm: Alarm | None = None
     cancelled: Callable[[], bool] = bool
     wanted: Callable[[], bool] = _always
     prepared: tuple[Request, Route] | None = None
+    entered: bool = field(init=False, default=False)  # from then on it is counted out by whoever ends it
     counted_out: bool = field(init=False, default=False)
     _over: threading.Lock = field(init=False, default_factory=threading.Lock)  # held for ever by who ends it
     _routing: Routing = field(init=False)
@@ -108,7 +108,7 @@ class Call:
         """It is over: what only waits for it gives back its places now, of which others have use."""
         journey = self._journey
         if journey is not None:
-            journey.withdraw()
+            aside(journey.withdraw)  # an interrupt would lose what it has claimed
 
     def _place(self) -> str:
         """The node that it has come to."""

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-import threading
 import time
 from collections import deque
+from collections.abc import Callable
 
+from ..errors import ReentryError, own_copy
+from ..waits import Flag
 from .call import Call
 from .pool import Substitute
+from .selfwait import LOOK
 
 
 class Calls:
@@ -17,7 +20,7 @@ class Calls:
     def __init__(self, count: int) -> None:
         self._errors: list[BaseException | None] = [None] * count
         self._missing = deque(range(count))
-        self._finished = threading.Event()
+        self._finished = Flag()
 
     def tell(self, index: int, error: BaseException | None) -> None:
         """Request ``index`` is over."""
@@ -26,8 +29,11 @@ class Calls:
         if not self._missing:
             self._finished.set()
 
-    def wait(self, started: list[Call]) -> None:
-        """Wait for all, each of those ``started`` at most until its deadline, and raise the first error."""
+    def wait(self, started: list[Call], look: Callable[[], None] = lambda: None) -> None:
+        """Wait for all, each of those ``started`` at most until its deadline, and raise the first error.
+
+        ``look`` is called now and then; what it raises ends those that were started.
+        """
         with Substitute():
             for call in sorted(started, key=lambda one: one.deadline or math.inf):
                 if call.deadline is None:
@@ -36,7 +42,12 @@ class Calls:
                 if self._finished.wait(max(call.deadline - time.monotonic(), 0)):
                     break
                 call.expire()
-            self._finished.wait()  # ended by the last request's tell
+            while not self._finished.wait(LOOK):  # ended by the last request's tell
+                try:
+                    look()
+                except ReentryError as error:
+                    for call in started:
+                        call.fail(own_copy(error))
         failed = [error for error in self._errors if error is not None]
         try:
             if failed:

@@ -6,7 +6,8 @@ import functools
 import time
 
 from ..backends.base import UNLIMITED
-from .instance import Instance, own_copy
+from ..errors import as_error, own_copy
+from .instance import Instance
 from .stage import Stage
 from .ticket import Ticket
 
@@ -44,10 +45,10 @@ def _pass_on(old: Stage, new: Stage) -> None:
     for ticket in old.queue.take():
         try:
             new.queue.adopt(ticket)
-        except Exception as error:
+        except BaseException as error:  # of the user's code that weighs it
             if ticket.taken() or ticket.claim():
                 ticket.give_place_back()
-                new.dispatcher.tell([ticket], [error])
+                new.dispatcher.tell([ticket], [as_error(error)])
     if new.pass_on is not None:  # it was replaced meanwhile
         new.pass_on()
     elif new.free:

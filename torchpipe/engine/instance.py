@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 import functools
-import threading
-import types
 from _thread import get_ident
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -14,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..backends.awaited import Awaited
 from ..backends.base import Backend, gpu_of, refuse_returned
-from ..errors import as_error, note
+from ..errors import as_error, from_signal, named, note, own_copy
 from ..gpu_errors import give_memory_back, no_memory
+from ..loop import working_thread
 from ..reason import unanswered_by
 from ..request import Request
 from .batching import Costs
@@ -181,7 +179,7 @@ class Instance:
     def _blame_all(
         self, error: BaseException, batch: list[Request], saved: list[Request] | None
     ) -> list[BaseException | None]:
-        if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+        if isinstance(error, KeyboardInterrupt) and from_signal(error):
             raise error
         apart = self.backend.failed if isinstance(self.backend, Awaited) else None
         if apart is not None:  # whose each is, is known, and the others are done
@@ -234,17 +232,16 @@ class Instance:
     def _named(self, error: BaseException, index: int, batch: list[Request]) -> BaseException:
         """The error for one request: its own copy when several share it, with a note of where it happened."""
         batch[index].pop("result", None)
-        error = as_error(error)
-        if len(batch) > 1:
-            error = own_copy(error)
-        together = f", together with {len(batch) - 1} more in its batch" if len(batch) > 1 else ""
-        note(error, f"in {self.where}{together}")
+        if len(batch) == 1:
+            return named(error, f"in {self.where}")
+        error = own_copy(as_error(error))
+        note(error, f"in {self.where}, together with {len(batch) - 1} more in its batch")
         return error
 
 
 def runs_here(instances: list[Instance]) -> bool:
-    """Whether the current thread is running one of these: it is inside a backend."""
-    me = get_ident()
+    """Whether the current thread is running one of these, or a coroutine of it: it is inside a backend."""
+    me = working_thread()
     for instance in instances:  # noqa: SIM110 - half as long as a generator, before every wait
         if instance.owner == me:
             return True
@@ -259,21 +256,3 @@ def _stream_of(backend: Backend) -> InstanceStream | None:
     from ..streams import stream_for  # not before: a pipe without a GPU needs no torch
 
     return stream_for(backend, gpu)
-
-
-def own_copy(error: BaseException) -> BaseException:
-    """A copy with a traceback of its own, or the error itself where its class cannot be copied."""
-    cls = type(error)
-    try:
-        if isinstance(cls.__init__, types.FunctionType):  # it may want other arguments, or change them
-            own = cls.__new__(cls, *error.args)
-            own.args = error.args
-            own.__dict__.update(copy.copy(error.__dict__))
-        else:
-            own = copy.copy(error)
-        if hasattr(own, "__notes__"):
-            own.__notes__ = list(own.__notes__)
-        own.__cause__ = error.__cause__
-        return own.with_traceback(error.__traceback__)
-    except Exception:
-        return error

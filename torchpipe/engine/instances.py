@@ -143,7 +143,7 @@ class Instances:
         for backend in backends:
             try:
                 backend.close()
-            except Exception as error:
+            except BaseException as error:  # SystemExit, too: the others are released all the same
                 errors.append(error)
         if errors:
             raise errors[0]

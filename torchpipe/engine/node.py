@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from ..backends.flow.jump import Jump, MapReduce
 from ..config.mapping import Mapping
-from ..errors import STEERING, FilterError, as_error, note
+from ..errors import FilterError, named, shown
 from ..filters import Filter, Status
 from ..reason import forget, not_run
 from ..request import Request
@@ -90,14 +90,14 @@ class Node:
         try:
             status = self.filter(request)
             if not isinstance(status, Status):
-                raise FilterError(f"the filter answered {status!r}, not a Status")
+                raise FilterError(f"the filter answered {shown(status)}, not a Status")
             if status is Status.Error:
                 raise FilterError("the filter answered Error")
         except BaseException as error:
-            note(error, f"in the filter of node {self.name!r}")
-            if isinstance(error, STEERING):
-                raise as_error(error) from error
-            raise
+            told = named(error, f"in the filter of node {self.name!r}")
+            if told is error:
+                raise
+            raise told  # noqa: B904 - its cause is known
         if status is Status.Run:
             if "result" in request:  # half as long as a pop
                 del request["result"]

@@ -16,6 +16,7 @@ from ..config.node_config import NodeConfig
 from ..config.pipe_config import PipeConfig
 from ..errors import ConfigError, GpuError, nearest, note
 from ..filters import BUILT_IN, Filter
+from ..loop import working_thread
 from ..registry import make_filter
 from ..request import Request
 from .alarm import Alarm
@@ -27,6 +28,7 @@ from .journey import begin
 from .node import Node, Route
 from .parts import send_and_wait
 from .pool import Pool
+from .selfwait import waits_for_me
 from .stage import Stage
 from .unscheduled import Unscheduled
 from .watchdog import Watchdog
@@ -82,9 +84,26 @@ class Nodes:
 
     def run_here(self) -> bool:
         """Whether the current thread is inside one of the backends, which then would wait for itself."""
-        stages = [node.stage for node in self.by_name.values()]
-        inside = any(isinstance(stage, Stage) and runs_here(stage.instances) for stage in stages)
-        return inside or self.pool.loop.runs_here()
+        return bool(self.node_here()) or self.pool.loop.runs_here()
+
+    def node_here(self) -> str:
+        """The node in whose backend the current thread is, or the coroutine that runs in it; or ""."""
+        for name, node in self.by_name.items():
+            stage = node.stage
+            if runs_here(stage.instances) if isinstance(stage, Stage) else working_thread() in stage.owners:
+                return name
+        return ""
+
+    def waited_for_here(self) -> bool:
+        """Whether a backend is seen to wait for the current thread, its helper."""
+        owners: list[int] = []
+        for node in self.by_name.values():
+            stage = node.stage
+            if isinstance(stage, Stage):
+                owners += [instance.owner for instance in stage.instances.copy()]
+            else:
+                owners += stage.owners.copy()
+        return waits_for_me(owners)
 
     def _gpu_is_lost(self, error: GpuError, who: object) -> None:
         """Refuse what waits for a GPU, and what comes; the others go on."""

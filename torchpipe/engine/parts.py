@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 from ..backends.flow.jump import Outcome
-from ..errors import note
+from ..errors import from_signal, named, note
 from ..reason import unanswered_by
 from ..request import STREAMS_KEY, Request
+from ..waits import Flag
 from .node import Node, Route
 from .pool import Substitute
 from .sending import send
@@ -114,9 +115,11 @@ class MergedParts(Parts):
             if marks:
                 request[STREAMS_KEY] = request.get(STREAMS_KEY, ()) + marks
         except BaseException as error:
+            if from_signal(error):
+                raise
             node.counts.add(errors=1)
             if not any(error is failed for _, failed in outcomes):
-                note(error, f"in node {node.name!r}, backend {node.jump.label}")
+                error = named(error, f"in node {node.name!r}, backend {node.jump.label}")
             return journey.end(error)
         finally:
             outcomes.clear()
@@ -131,7 +134,7 @@ class AwaitedParts(Parts):
 
     def __init__(self, count: int) -> None:
         super().__init__(count)
-        self._all = threading.Event()
+        self._all = Flag()
 
     def complete(self) -> list[Step]:
         self._all.set()
@@ -155,9 +158,10 @@ def split(journey: Way, node: Node, request: Request, begin: Begin) -> list[Step
         parts = jump.make_parts(request)
         node.counts.add(parts=len(parts))
     except BaseException as error:
+        if from_signal(error):
+            raise
         node.counts.add(errors=1)
-        note(error, f"in node {node.name!r}, backend {jump.label}")
-        return journey.end(error)
+        return journey.end(named(error, f"in node {node.name!r}, backend {jump.label}"))
     return MergedParts(journey, node, request, len(parts)).start(route, parts, begin)
 
 

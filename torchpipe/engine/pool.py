@@ -10,7 +10,9 @@ from _thread import get_ident
 from collections.abc import Callable
 from time import monotonic
 
+from ..errors import report
 from ..loop import EventLoop
+from ..waits import aside, start
 
 Job = Callable[[], object]
 
@@ -58,18 +60,21 @@ class Pool:
             RuntimeError: there is none and the system gives none.
         """
         if len(self._threads) < self._size:
-            with self._lock:
-                if len(self._threads) >= self._size:
-                    return
-                name = f"{self._name}-{len(self._threads)}"
-                thread = threading.Thread(target=self._work, name=name, daemon=True)
-                self._threads.append(thread)  # first: an interrupted start may leave a thread that runs
-                try:
-                    thread.start()
-                except RuntimeError:
-                    self._threads.remove(thread)
-                    if not self._threads:
-                        raise
+            aside(self._grow)  # a thread that an interrupt kept from starting would count, and do nothing
+
+    def _grow(self) -> None:
+        with self._lock:
+            if len(self._threads) >= self._size:
+                return
+            name = f"{self._name}-{len(self._threads)}"
+            thread = threading.Thread(target=self._work, name=name, daemon=True)
+            try:
+                start(thread)
+            except RuntimeError:
+                if not self._threads:
+                    raise
+            else:
+                self._threads.append(thread)
 
     def resize(self, change: int) -> None:
         """Have more or fewer threads; those that are too many stay until the end."""
@@ -99,8 +104,7 @@ class Pool:
             threads, self._size = self._threads, -len(self._threads)
         self._jobs.put(None)
         for thread in threads:
-            with contextlib.suppress(RuntimeError):  # its start was interrupted
-                join(thread, until)  # ended by the None above, behind the jobs that are still queued
+            join(thread, until)  # ended by the None above, behind the jobs that are still queued
 
     def _work(self) -> None:
         me = get_ident()
@@ -109,7 +113,7 @@ class Pool:
             while True:
                 job = self._jobs.get()  # ended by put or close
                 if job is None:
-                    self._jobs.put(None)  # for the next one, also for one whose start was interrupted
+                    self._jobs.put(None)  # for the next one
                     return
                 run_job(job)
                 job = None  # nothing of a request may outlive it
@@ -146,6 +150,4 @@ def run_job(job: Job) -> None:
     try:
         job()
     except BaseException as error:
-        threading.excepthook(
-            threading.ExceptHookArgs((type(error), error, error.__traceback__, threading.current_thread()))
-        )
+        report(error)

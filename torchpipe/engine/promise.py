@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from concurrent.futures import Future
-
-from ..request import Request
+from ..waits import Answer
 from .call import Call
 
 
-class Promise(Future[Request]):
+class Promise(Answer):
     """A future that withdraws what is only queued for its request when it is cancelled."""
 
     call: Call | None = None  # until one of the two has ended: no cycle may keep the request alive

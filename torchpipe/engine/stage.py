@@ -12,6 +12,7 @@ from .alarm import Alarm
 from .dispatcher import Dispatcher, Inbox
 from .instance import Instance, runs_here
 from .pool import Pool
+from .selfwait import waits_for_me
 from .sending import go_on
 from .ticket import Ticket, Way
 from .waiting import Rules
@@ -114,7 +115,7 @@ class Stage:
                 self._company.ring()
             elif self.free:
                 self.dispatch(ticket)
-            ticket.sleep()
+            ticket.sleep(self.refuse_waiting_for_itself)
         except BaseException:
             ticket.give_up()
             raise
@@ -150,10 +151,30 @@ class Stage:
             elif self.free:
                 self.pool.put(self.dispatch)
 
-    def refuse_reentry(self) -> None:
-        """Raise ReentryError where the current thread would wait for the instance that it is running."""
+    def refuse_reentry(self, blocks: bool = True) -> None:
+        """Raise ReentryError where the current thread would wait for the instance that it is running.
+
+        ``blocks``: it would wait itself; not so a coroutine.
+        """
         if not self.free.fits(1) and runs_here(self.instances):
             raise ReentryError(
                 f"node {self.name!r} was called from inside its own backend and has no other free instance; "
                 "call another node, or raise instance_num"
+            )
+        if (
+            blocks
+            and self.pool.loop.runs_here()
+            and any(instance.awaited for instance in self.instances.copy())
+        ):
+            raise ReentryError(
+                f"a coroutine of this pipe called its node {self.name!r}, whose coroutines run on the same "
+                "event loop, which would be blocked; await pipe.async_call(request) there"
+            )
+
+    def refuse_waiting_for_itself(self) -> None:
+        """Raise ReentryError where the thread of an instance waits for the current one, its helper."""
+        if not self.free.fits(1) and waits_for_me([instance.owner for instance in self.instances.copy()]):
+            raise ReentryError(
+                f"node {self.name!r} was called from a thread that its own backend waits for, and has no "
+                "other free instance; call another node, or raise instance_num"
             )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import perf_counter
 from typing import Any, Protocol, Union
 
 from ..request import Request
 from .pool import Substitute
+from .selfwait import LOOK
 
 WOKEN = 60.0
 """Seconds for which a thread that was struck while it waited still waits, so as to wake the next."""
@@ -134,10 +135,11 @@ class Ticket:
 
     # Where a thread sleeps
 
-    def sleep(self) -> None:
-        """Wait until it has run or is dropped."""
+    def sleep(self, look: Callable[[], None]) -> None:
+        """Wait until it has run or is dropped. ``look`` is called now and then; raises what ends the wait."""
         with Substitute():
-            self._wake.acquire()  # ended by whoever serves it
+            while not self._wake.acquire(timeout=LOOK):  # ended by whoever serves it
+                look()
 
     def wake(self) -> None:
         """End its thread's sleep."""

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import functools
+from _thread import get_ident
 from collections.abc import Callable
 from typing import Any
 
 from ..backends.awaited import Awaited
 from ..backends.base import Backend, gpu_of, refuse_returned
-from ..errors import STEERING, RequestError, as_error, note
+from ..errors import RequestError, named, own_copy
 from ..reason import unanswered_by
 from ..request import Request
 from .faults import Faults
-from .instance import own_copy
 from .pool import Pool
 from .sending import drop, go_on
 from .ticket import Ticket, Way
@@ -26,6 +26,7 @@ class Unscheduled:
         self._pool, self._faults = pool, faults
         self._waiting: dict[Ticket, None] = {}
         self.max, self.min = backend.max, backend.min
+        self.owners: dict[int, None] = {}  # the threads that are in it
         self.where = f"node {name!r}, backend {backend.label}"
         self._awaited = [part for part in backend.tree() if isinstance(part, Awaited) and part.awaits]
         for part in self._awaited:
@@ -48,16 +49,22 @@ class Unscheduled:
                 f"{len(batch)} requests at once; {self.backend.label} takes {self.min} to {self.max} when it "
                 "runs without a scheduler"
             )
+        me = get_ident()
+        within = me in self.owners  # a backend may call itself
         try:
+            self.owners[me] = None
             returned = self.forward(batch.copy())  # a backend may take its list apart
             if returned is not None:
                 refuse_returned(returned, batch, self.backend.label)
         except BaseException as error:
-            note(error, f"in {self.where}")
-            self._faults.look(error, f"in {self.where}", self)
-            if isinstance(error, STEERING):
-                raise as_error(error) from error
-            raise
+            told = named(error, f"in {self.where}")
+            self._faults.look(told, f"in {self.where}", self)
+            if told is error:
+                raise
+            raise told  # noqa: B904 - its cause is known
+        finally:
+            if not within:
+                self.owners.pop(me, None)
         for request in batch:
             if "result" not in request:
                 unanswered_by(request, self.name, self.backend.label)
@@ -86,8 +93,11 @@ class Unscheduled:
         """What it runs."""
         return [self.backend]
 
-    def refuse_reentry(self) -> None:
+    def refuse_reentry(self, blocks: bool = True) -> None:
         """Nothing to refuse: a backend may call itself."""
+
+    def refuse_waiting_for_itself(self) -> None:
+        """Nothing, for the same reason."""
 
     def _serve(self, ticket: Ticket) -> None:
         self._waiting.pop(ticket, None)

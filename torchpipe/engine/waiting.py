@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from time import monotonic, perf_counter
 
 from ..backends.base import UNLIMITED
-from ..errors import OverloadedError, note
-from .instance import Instance, own_copy
+from ..errors import OverloadedError, from_signal, named, note, own_copy
+from .instance import Instance
 from .lost import Count
 from .portion import Portion
 from .priority import PriorityQueue, rank
@@ -122,8 +122,9 @@ class Queue:
             if self._places is not None and not self._places.take(ticket, room):
                 raise self._overloaded()
         except BaseException as error:
-            note(error, f"in front of node {self._name!r}")
-            return error
+            if from_signal(error):
+                raise
+            return named(error, f"in front of node {self._name!r}")
         return None
 
     def _refuse_late(self, ticket: Ticket, beside: int) -> None:
@@ -206,7 +207,7 @@ class Queue:
                 self.pending.append(ticket)
             else:
                 self._drop([ticket])
-        except Exception as error:
+        except BaseException as error:
             note(error, f"in front of node {self._name!r}")
             raise
 

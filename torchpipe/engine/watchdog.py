@@ -13,6 +13,7 @@ from time import monotonic, perf_counter
 from typing import Any
 
 from ..errors import StuckError, note
+from ..waits import Flag, start
 from .handover import refuse_all, take_out
 from .instance import Instance
 from .instances import Instances
@@ -37,11 +38,11 @@ class Watchdog:
     def __init__(self, owned: Mapping[str, Instances]) -> None:
         self._owned = owned
         self._reports: deque[dict[str, Any]] = deque(maxlen=KEPT)
-        self._closed = threading.Event()
+        self._closed = Flag()
         self._replacing: set[threading.Thread] = set()
         self._under_way: dict[int, float] = {}  # by the report's id: since when it is being replaced
         self._thread = threading.Thread(target=self._work, name="torchpipe-watchdog", daemon=True)
-        self._thread.start()
+        start(self._thread)
 
     def reports(self) -> list[dict[str, Any]]:
         """The newest findings: ``node``, ``seconds``, ``stack``, ``replaced`` for each stuck instance.

@@ -12,11 +12,12 @@ import signal
 import socket
 import sys
 import traceback
+import types
 from typing import Any
 
 from ..backends.base import Backend, refuse_returned
 from ..environment import settle_process
-from ..errors import ConfigError, WorkerError, note
+from ..errors import ConfigError, WorkerError, made_of, note, notes_of, parts_of
 from ..request import Request
 from .channel import Channel, Gone, Unpicklable, Unreadable, alike, dumps, told, unpicklable
 
@@ -169,42 +170,50 @@ def _find_changed_in_place(changes: list[Changes], batch: list[Request], channel
 
 
 def _reply(kind: str, channel: Channel, error: BaseException, cause: BaseException) -> None:
-    text = "".join(traceback.format_exception(cause))
+    try:
+        text = "".join(traceback.format_exception(cause))
+    except BaseException as reason:  # Python asks its class for notes and a text, which may raise
+        text = f"{type(cause).__name__} (it cannot be printed: {type(reason).__name__})"
     try:
         error = _portable(error)
-    except Exception as reason:
+    except BaseException as reason:
         substitute = WorkerError(f"{told(error)}\n(this exception does not pickle: {told(reason)})")
-        for line in getattr(error, "__notes__", ()):
+        for line in notes_of(error):
             note(substitute, line)
         error = substitute
     channel.send((kind, error, text))
 
 
 def _portable(error: BaseException) -> BaseException:
-    """``error``, or a stand-in that arrives as a copy of it where its ``__init__`` wants other arguments."""
-    try:
-        arrives = pickle.loads(dumps(error))
-        if isinstance(arrives, BaseException) and str(arrives) == str(error):
-            return error
-    except Exception:
-        pass
+    """``error``, or a stand-in that arrives as a copy of it where its ``__init__`` would make another of it.
+
+    A class that says itself how it pickles is believed.
+    """
+    cls = type(error)
+    own_init = isinstance(cls.__init__, types.FunctionType)
+    ways = cls.__reduce__, cls.__reduce_ex__
+    own_pickle = any(isinstance(way, types.FunctionType) for way in ways)
     bare = _Bare(error)
-    pickle.loads(dumps(bare))
-    return bare
+    reason: BaseException = pickle.PicklingError("what arrives is another exception")
+    for one in (bare, error) if own_init and not own_pickle else (error, bare):
+        try:
+            arrives = pickle.loads(dumps(one))
+            if type(arrives) is cls and _text(arrives) == _text(error):
+                return one
+        except BaseException as raised:
+            reason = raised
+    raise reason
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return str(error)
+    except BaseException:
+        return ""
 
 
 class _Bare(Exception):  # noqa: N818
     """Pickles as its only argument, but without that one's ``__init__``."""
 
     def __reduce__(self) -> Any:
-        error = self.args[0]
-        return _made_without_init, (type(error), error.args, vars(error))
-
-
-def _made_without_init(
-    cls: type[BaseException], args: tuple[Any, ...], state: dict[str, Any]
-) -> BaseException:
-    error = cls.__new__(cls, *args)
-    error.args = args
-    error.__dict__.update(state)
-    return error
+        return made_of, parts_of(self.args[0])

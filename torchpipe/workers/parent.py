@@ -12,7 +12,7 @@ import time
 import weakref
 from typing import IO, Any
 
-from ..errors import RequestError, WorkerError, note
+from ..errors import RequestError, WorkerError, as_error, note
 from ..request import Request
 from .channel import Channel, Garbled, Gone, Late, Unpicklable, Unreadable, aside, told, unpicklable
 from .child import Changes
@@ -156,7 +156,13 @@ class Worker:
         if kind in ("error", "unbuilt"):
             self.fit = kind == "error"
             note(value, f"in worker process {self.pid}")
-            raise value from WorkerTraceback(text)
+            try:
+                raise value from WorkerTraceback(text)
+            except BaseException as error:  # no signal's, but the worker's
+                escaped = as_error(error, ours=False)
+                if escaped is error:
+                    raise
+            raise escaped
         return kind, value
 
     def _not_understood(self, why: str) -> Death:

@@ -129,7 +129,7 @@ class Sequential(Backend):
         for request in going:
             try:
                 status = condition(request)
-            except Exception as error:
+            except BaseException as error:
                 note(error, f"in the filter in front of {child.label}")
                 raise
             if status is Status.Run:

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Annotated
 
 from pydantic import Field
 
 from ...config.ranges import cover, first_gap
-from ...errors import ConfigError
+from ...errors import ConfigError, as_error
 from ...parameters import Count
 from ...registry import built_in
 from ...request import Request
+from ...waits import Flag
 from ..base import UNLIMITED, Backend, run_child, run_in_pieces
 
 
@@ -141,13 +143,19 @@ class Parallel(Backend):
             return
         # Every piece, the caller's own share too, comes from one list: no thread idles while there is one.
         waiting = iter(pieces)
-        futures = [self._pool.submit(self._work, waiting) for _ in pieces[1 : self._pool._max_workers + 1]]
+        helpers = [
+            _Helper(functools.partial(self._work, waiting)) for _ in pieces[1 : self._pool._max_workers + 1]
+        ]
+        for helper in helpers:
+            self._pool.submit(helper.run)
         try:
             self._work(waiting)
         finally:
-            wait(futures)
-        for future in futures:
-            future.result()
+            for helper in helpers:
+                helper.done.wait()
+        for helper in helpers:
+            if helper.error is not None:
+                raise helper.error
 
     def _work(self, waiting: Iterator[list[Request]]) -> None:
         for piece in waiting:
@@ -158,6 +166,22 @@ class Parallel(Backend):
             stack.callback(self.inner.close)
             if self._pool is not None:
                 stack.callback(self._pool.shutdown)
+
+
+class _Helper:
+    """A thread's share of a batch. Not a future, which an interrupt of the thread that waits would block."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._work = work
+        self.error: BaseException | None = None
+        self.done = Flag()
+
+    def run(self) -> None:
+        try:
+            self._work()
+        except BaseException as error:
+            self.error = as_error(error)
+        self.done.set()
 
 
 @built_in()
