@@ -192,7 +192,7 @@ def as_error(error: BaseException, ours: bool = True) -> BaseException:
         cancelled = "something that it waited for was cancelled"
         why = "an iterator ended in it" if "Iteration" in name else cancelled
         text = f"{name} came out of it, since {why}"
-    said = _said(error)
+    said = said_by(error)
     escaped = EscapedError(f"{text}{f' ({said})' if said else ''}; catch that where it is raised")
     escaped.__cause__ = error
     for line in notes_of(error):
@@ -203,9 +203,10 @@ def as_error(error: BaseException, ours: bool = True) -> BaseException:
 _TRACEBACK = BaseException.__dict__["__traceback__"]
 
 
-def _said(error: BaseException) -> str:
+def said_by(error: BaseException, most: int = LONGEST) -> str:
+    """What an error says, cut where it is long; "" where its class cannot."""
     try:
-        return str(error)[:LONGEST]
+        return str(error)[:most]
     except BaseException as raised:  # of whatever class: the error is that of a request, and stays the same
         if from_signal(raised):
             raise

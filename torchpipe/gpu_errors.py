@@ -6,7 +6,7 @@ import sys
 import traceback
 from collections.abc import Iterator
 
-from .errors import WorkerError
+from .errors import WorkerError, said_by
 
 NO_MEMORY = (
     "cuda out of memory",
@@ -43,6 +43,12 @@ FOR_GOOD = (
 )
 """After these every call of this process to that GPU fails."""
 
+DEEP = 4000
+"""Characters of an error that are looked at."""
+
+READ = [BaseException.__dict__[name].__get__ for name in ("__cause__", "__context__", "__suppress_context__")]
+"""How they are read without asking a user's class."""
+
 DEEPEST = 8
 """So many causes of an error are looked at."""
 
@@ -50,17 +56,15 @@ DEEPEST = 8
 def _chain(error: BaseException) -> Iterator[BaseException]:
     one: BaseException | None = error
     for _ in range(DEEPEST):
-        if one is None or isinstance(one, WorkerError):  # of another process
+        if one is None or issubclass(type(one), WorkerError):  # of another process
             return
         yield one
-        one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
+        cause, context, suppressed = (read(one) for read in READ)
+        one = cause or (None if suppressed else context)
 
 
 def _said(error: BaseException) -> str:
-    try:
-        return str(error).lower()
-    except Exception:  # one that cannot be shown
-        return ""
+    return said_by(error, DEEP).lower()
 
 
 def no_memory(error: BaseException) -> bool:
@@ -76,7 +80,7 @@ def no_memory(error: BaseException) -> bool:
 def lost_for_good(error: BaseException) -> bool:
     """Whether this process can do nothing more on that GPU."""
     return any(
-        isinstance(one, RuntimeError) and "cuda" in said and any(text in said for text in FOR_GOOD)
+        issubclass(type(one), RuntimeError) and "cuda" in said and any(text in said for text in FOR_GOOD)
         for one in _chain(error)
         for said in [_said(one)]
     )
@@ -85,7 +89,7 @@ def lost_for_good(error: BaseException) -> bool:
 def give_memory_back(error: BaseException) -> None:
     """Let go of what the failed batch had on the GPU, before parts of it are run again."""
     for one in _chain(error):
-        traceback.clear_frames(one.__traceback__)
+        traceback.clear_frames(BaseException.__dict__["__traceback__"].__get__(one))
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
         torch.cuda.empty_cache()  # what it keeps, others than PyTorch cannot use

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from ..errors import GpuError
+from ..errors import GpuError, said_by
 from ..gpu_errors import lost_for_good
 
 
@@ -28,7 +28,7 @@ class Faults:
         with self._lock:
             first = not self.reason
             if first:
-                self.reason = f"{where}: {type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+                self.reason = f"{where}: {type(error).__name__}: {(said_by(error).splitlines() or [''])[0]}"
         if first:
             told = GpuError(
                 f"the GPU is lost to this process since an error {self.reason}; end the process and start "
