@@ -68,7 +68,7 @@ def _inside(value: Any) -> list[Any] | None:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return [getattr(value, field.name, None) for field in dataclasses.fields(value)]
     if getattr(getattr(value, "dtype", None), "hasobject", False) and hasattr(value, "ravel"):
-        return value.ravel().tolist()
+        return list(value.ravel())
     return None
 
 
@@ -92,4 +92,4 @@ def _of_image(value: Any) -> int:
     if pillow is None or not isinstance(value, pillow.Image):
         return 0
     each = 4 if value.mode in ("I", "F") else 2 if value.mode.startswith("I;") else 1
-    return value.width * value.height * len(value.getbands()) * each
+    return int(value.width * value.height * len(value.getbands()) * each)

@@ -43,13 +43,13 @@ def seconds(timeout: Any) -> float:
 
 
 def _number(value: Any, name: str, what: str) -> float:
-    if type(value) is not float:
-        if isinstance(value, bool) or not isinstance(value, Real):
-            raise RequestError(f"{name} = {shown(value)}: must be {what}")
-        try:
-            value = float(value)
-        except OverflowError:  # an int or a fraction
-            value = math.copysign(math.inf, value > 0 or -1)
-    if value != value:
-        raise RequestError(f"{name} = {value}: must be {what}")
-    return value
+    known: Any = value
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise RequestError(f"{name} = {shown(value)}: must be {what}")
+    try:
+        number = float(value)
+    except OverflowError:  # an int or a fraction
+        number = math.inf if known > 0 else -math.inf
+    if number != number:
+        raise RequestError(f"{name} = {number}: must be {what}")
+    return number
