@@ -108,9 +108,12 @@ class Answer(Future[Any]):
         self._look = look
 
     def result(self, timeout: float | None = None) -> Any:
-        if not self.done():
-            self._look()
-        return super().result(timeout)
+        try:
+            if not self.done():
+                self._look()
+            return super().result(timeout)
+        finally:
+            del self  # else an error, its traceback, this frame and the future keep each other
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
         if not self.done():
