@@ -582,6 +582,7 @@ def _after_fork() -> None:
     """A child has none of the parent's threads, and instances may be in the hands of those it lacks."""
     for pipe in list(_open):
         pipe._entrance.closed = FORKED
+        pipe._entrance.limit = None  # its lock may have been held at the fork
 
 
 def _at_exit() -> None:

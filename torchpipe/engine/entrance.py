@@ -116,6 +116,8 @@ class Entrance:
     def start(self, calls: list[Call], send_on: Callable[[list[Ticket]], None] = enqueue) -> None:
         """Send requests on their way; each is told when it is over. ``send_on`` queues their tickets."""
         tickets: list[Ticket] | None = None
+        if self.closed and any(call.prepared is None for call in calls):
+            self.refuse_closed()  # before anything is taken: in a forked child, locks may be held for ever
         for _ in iter(functools.partial(self.inside.extend, [None] * len(calls)), False):
             break  # an iterator for the same reason as count_in
         try:
