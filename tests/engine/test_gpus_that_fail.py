@@ -4,9 +4,11 @@ The backends here raise what PyTorch, ONNX Runtime and TensorRT raise; those mar
 """
 
 import gc
+import os
 import subprocess
 import sys
 import weakref
+from pathlib import Path
 
 import pytest
 import torch
@@ -269,5 +271,12 @@ except RuntimeError as error:
 print("the end")
 """
     )
-    done = subprocess.run([sys.executable, script, way], capture_output=True, text=True, timeout=300)
+    paths = os.pathsep.join([str(Path(torchpipe.__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    done = subprocess.run(
+        [sys.executable, script, way],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert "the end" in done.stdout, done.stdout + done.stderr
