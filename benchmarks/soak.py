@@ -10,6 +10,7 @@ import argparse
 import asyncio
 import json
 import random
+import signal
 import sys
 import threading
 import time
@@ -73,6 +74,10 @@ class Tally:
                 self.outcomes["wrong"] += 1
 
 
+class StruckError(Exception):
+    """What the handler of a signal raises."""
+
+
 class Soak:
     """The clients, the trouble-makers and the watch over them."""
 
@@ -87,6 +92,7 @@ class Soak:
         self.restless = 0.0  # until when the last burst has its effect
         self.stop = threading.Event()
         self.failure: list[str] = []
+        self.armed = False  # whether the handler of SIGALRM raises
         minute = 60.0 if seconds >= 300 else seconds / 4
         self.period = {"reload": minute, "kill": minute, "burst": minute / 4}
 
@@ -100,10 +106,15 @@ class Soak:
         ]
         for thread in threads:
             thread.start()
+        chance = random.Random(f"{self.seed} strikes")
+        before = signal.signal(signal.SIGALRM, self._strike)
         end = time.monotonic() + self.seconds
         while time.monotonic() < end:
-            time.sleep(0.5)
+            for _ in range(10):
+                time.sleep(0.04)
+                self._struck(Order(chance.choice(self.served)), chance)
             self._look()
+        signal.signal(signal.SIGALRM, before)
         self.stop.set()
         self.burst.clear()
         end = time.monotonic() + PATIENCE + 5
@@ -220,9 +231,51 @@ class Soak:
 
     # Trouble
 
+    def _strike(self, *_: Any) -> None:
+        if self.armed:
+            self.armed = False
+            raise StruckError
+
+    def _struck(self, order: Order, chance: random.Random) -> None:
+        """The main thread's own calls, at any moment of which a signal's handler may raise."""
+        pipe, request = order.served.pipe, order.request
+        way = chance.choice(["call", "future", "timeout", "list"])
+        self.tally.send()
+        error: BaseException | None = None
+        try:
+            try:
+                self.armed = True
+                signal.setitimer(signal.ITIMER_REAL, 1e-4 + chance.random() * 0.008)
+                if way == "future":
+                    pipe.submit(request).result()
+                elif way == "list":
+                    pipe([request])
+                else:
+                    pipe(request, timeout=PATIENCE if way == "timeout" else None)
+            finally:
+                self.armed = False
+        except StruckError:
+            with self.tally.lock:
+                self.tally.outcomes["struck"] += 1
+            return
+        except Exception as raised:
+            error = raised
+        self.tally.judge(order, error)
+
     def _reloads(self) -> None:
-        while not self.stop.wait(self.period["reload"] / len(self.served)):
-            self.served[self.counts["reloads"] % len(self.served)].reload()
+        """Every other one beside a batch that takes long; its pipe must answer meanwhile."""
+        chance = random.Random(f"{self.seed} reloads")
+        while not self.stop.wait(self.period["reload"] / len(self.served) / 2):
+            served = self.served[self.counts["reloads"] // 2 % len(self.served)]
+            if held := self.counts["reloads"] % 2:
+                holder = threading.Thread(
+                    target=self._guarded, args=(self._one, Order(served, "hold"), chance), daemon=True
+                )
+                holder.start()
+                time.sleep(0.1)
+            served.reload()
+            if held:
+                holder.join(PATIENCE)
             self.counts["reloads"] += 1
 
     def _kills(self) -> None:

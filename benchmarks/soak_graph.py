@@ -19,6 +19,9 @@ HANG = 0.05
 LATE = 0.02
 """Seconds that a hanging request hangs, and after which a late one is to be back."""
 
+HOLD = 1.5
+"""Seconds that a batch takes beside which its node is reloaded."""
+
 
 @torchpipe.register_backend
 class SoakRead(torchpipe.Backend):
@@ -39,7 +42,7 @@ class SoakScale(torchpipe.Backend):
         self.scale = scale
 
     def forward(self, batch: list[dict]) -> None:
-        time.sleep(0.0005)
+        time.sleep(HOLD if any("hold" in request for request in batch) else 0.0005)
         for request in batch:
             request["result"] = request["data"] * self.scale
 
@@ -142,6 +145,7 @@ NAMES = {
     "late": f"asked for: hangs {1000 * HANG:g} ms with {1000 * LATE:g} ms to go; DeadlineError",
     "cancelled": "asked for: its future or its task was cancelled",
     "refused": f"OverloadedError: more than max_pending = {CAPACITY} inside, and when_full = refuse",
+    "struck": "asked for: the handler of a signal raised in the main thread, somewhere in its call",
     "killed": "asked for: it kills the worker process that it runs in; WorkerDiedError",
 }
 
@@ -167,6 +171,8 @@ class Order:
             self.request["chaos"] = "hang"
         elif kind == "kill":
             self.request["kill"] = "kill"
+        elif kind == "hold":
+            self.request["hold"] = True
         if kind == "late":
             self.timeout = LATE
         self._settled = served.settled

@@ -27,11 +27,13 @@ def soak(monkeypatch):
         sys.modules.pop(name, None)
 
 
-def test_no_request_is_lost_or_answered_wrong_whatever_happens_around_it(soak):
-    told = soak.soak(5.0)
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("seconds", [5.0, pytest.param(60.0, marks=pytest.mark.slow)])
+def test_no_request_is_lost_or_answered_wrong_whatever_happens_around_it(soak, seconds):
+    told = soak.soak(seconds)
     print(soak.table(told))
     assert (told["lost"], told["wrong"], told["hung"]) == (0, [], [])
-    for kind in ("right", "raised", "late", "cancelled", "refused"):
+    for kind in ("right", "raised", "late", "cancelled", "refused", "struck"):
         assert told["outcomes"].get(kind), f"nothing was {kind}: the test tested nothing"
     assert told["counts"]["reloads"] and told["counts"]["bursts"]
     held = told["held"]
