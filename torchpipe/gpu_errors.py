@@ -6,7 +6,8 @@ import sys
 import traceback
 from collections.abc import Iterator
 
-from .errors import WorkerError, said_by
+from .errors import WorkerError
+from .raised import said_by
 
 NO_MEMORY = (
     "cuda out of memory",

@@ -10,7 +10,8 @@ from _thread import get_ident
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from .errors import ReentryError, report
+from .errors import ReentryError
+from .raised import report
 from .waits import Flag, aside, start
 
 LOOK = 0.02

@@ -42,11 +42,11 @@ from .errors import (
     PipeClosedError,
     ReentryError,
     RequestError,
-    as_error,
     from_signal,
 )
 from .event import Event
 from .loop import working_thread
+from .raised import as_error
 from .request import Request
 from .stats import pipe_stats
 

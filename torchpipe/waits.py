@@ -18,7 +18,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any
 
-from .errors import from_signal, report
+from .errors import from_signal
+from .raised import report
 
 
 def _seconds(timeout: float | None) -> float:

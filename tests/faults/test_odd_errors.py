@@ -14,7 +14,8 @@ import pytest
 from threads import LIMIT, Call, backend, copy_data, until
 
 import torchpipe
-from torchpipe.errors import EscapedError, own_copy
+from torchpipe.errors import EscapedError
+from torchpipe.raised import own_copy
 
 
 class NoNotesError(Exception):

@@ -33,7 +33,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import CodeType, FunctionType, ModuleType, SimpleNamespace
 from typing import Any
 
-from torchpipe.errors import note
+from torchpipe.raised import note
 
 LONGEST = 300_000
 """Instructions after which a run counts as running for ever."""

@@ -7,8 +7,9 @@ import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from ..errors import ConfigError, as_error
+from ..errors import ConfigError
 from ..loop import EventLoop
+from ..raised import as_error
 from ..reason import Reason
 from ..request import Request
 from .base import Backend, refuse_returned

@@ -8,8 +8,9 @@ import threading
 from collections.abc import Iterator
 from typing import Any, ClassVar
 
-from ..errors import ConfigError, note, shown
+from ..errors import ConfigError, shown
 from ..filters import Filter
+from ..raised import note
 from ..reason import unanswered
 from ..request import Request
 

@@ -10,8 +10,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from ..backends.base import Backend
-from ..errors import ConfigError, ConfigWarning, located, note, shown
+from ..errors import ConfigError, ConfigWarning, located, shown
 from ..parameters import Parameter, name_arguments, parameters_of
+from ..raised import note
 from ..registry import backend_class, filter_settings, make_filter
 from ..request import substitute
 from .expression import Component, parse, parse_groups, parse_list

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
-from ..errors import DeadlineError, as_error
+from ..errors import DeadlineError
+from ..raised import as_error
 from ..request import Request
 from ..waits import aside
 from .alarm import Alarm

@@ -7,7 +7,8 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from ..errors import ReentryError, own_copy
+from ..errors import ReentryError
+from ..raised import own_copy
 from ..waits import Flag
 from .call import Call
 from .pool import Substitute

@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from ..errors import GpuError, said_by
+from ..errors import GpuError
 from ..gpu_errors import lost_for_good
+from ..raised import said_by
 
 
 class Faults:

@@ -6,7 +6,7 @@ import functools
 import time
 
 from ..backends.base import UNLIMITED
-from ..errors import as_error, own_copy
+from ..raised import as_error, own_copy
 from .instance import Instance
 from .stage import Stage
 from .ticket import Ticket

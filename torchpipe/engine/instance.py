@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from ..backends.awaited import Awaited
 from ..backends.base import Backend, gpu_of, refuse_returned
-from ..errors import as_error, from_signal, named, note, own_copy
+from ..errors import from_signal
 from ..gpu_errors import give_memory_back, no_memory
 from ..loop import working_thread
+from ..raised import as_error, named, note, own_copy
 from ..reason import unanswered_by
 from ..request import Request
 from .batching import Costs

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 from ..backends.flow.jump import Jump, MapReduce
 from ..config.mapping import Mapping
-from ..errors import FilterError, named, shown
+from ..errors import FilterError, shown
 from ..filters import Filter, Status
+from ..raised import named
 from ..reason import forget, not_run
 from ..request import Request
 from .instance import KEPT

@@ -14,9 +14,10 @@ from ..config.graph import Graph
 from ..config.mapping import Mapping
 from ..config.node_config import NodeConfig
 from ..config.pipe_config import PipeConfig
-from ..errors import ConfigError, GpuError, nearest, note
+from ..errors import ConfigError, GpuError, nearest
 from ..filters import BUILT_IN, Filter
 from ..loop import working_thread
+from ..raised import note
 from ..registry import make_filter
 from ..request import Request
 from .alarm import Alarm

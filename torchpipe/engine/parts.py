@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import Any
 
 from ..backends.flow.jump import Outcome
-from ..errors import from_signal, named, note
+from ..errors import from_signal
+from ..raised import named, note
 from ..reason import unanswered_by
 from ..request import STREAMS_KEY, Request
 from ..waits import Flag

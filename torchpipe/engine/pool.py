@@ -10,8 +10,8 @@ from _thread import get_ident
 from collections.abc import Callable
 from time import monotonic
 
-from ..errors import report
 from ..loop import EventLoop
+from ..raised import report
 from ..waits import aside, start
 
 Job = Callable[[], object]

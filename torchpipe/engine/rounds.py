@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Union
 
 from ..backends.base import UNLIMITED, Backend, warming
-from ..errors import ConfigError, note
+from ..errors import ConfigError
+from ..raised import note
 from ..request import STREAMS_KEY, Request
 from .instance import Instance
 from .selection import InOrder

@@ -9,7 +9,8 @@ from typing import Any
 
 from ..backends.awaited import Awaited
 from ..backends.base import Backend, gpu_of, refuse_returned
-from ..errors import RequestError, named, own_copy
+from ..errors import RequestError
+from ..raised import named, own_copy
 from ..reason import unanswered_by
 from ..request import Request
 from .faults import Faults

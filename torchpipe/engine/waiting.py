@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from time import monotonic, perf_counter
 
 from ..backends.base import UNLIMITED
-from ..errors import OverloadedError, from_signal, named, note, own_copy
+from ..errors import OverloadedError, from_signal
+from ..raised import named, note, own_copy
 from .instance import Instance
 from .lost import Count
 from .portion import Portion

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from ..backends.base import warming
-from ..errors import ConfigError, note, shown
+from ..errors import ConfigError, shown
+from ..raised import note
 from ..request import Request
 from .batching import Patience
 from .node import JumpCounts

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from time import monotonic, perf_counter
 from typing import Any
 
-from ..errors import StuckError, note
+from ..errors import StuckError
+from ..raised import note
 from ..waits import Flag, start
 from .handover import refuse_all, take_out
 from .instance import Instance

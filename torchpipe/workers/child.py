@@ -17,7 +17,8 @@ from typing import Any
 
 from ..backends.base import Backend, refuse_returned
 from ..environment import settle_process
-from ..errors import ConfigError, WorkerError, made_of, note, notes_of, parts_of
+from ..errors import ConfigError, WorkerError
+from ..raised import made_of, note, notes_of, parts_of
 from ..request import Request
 from .channel import Channel, Gone, Unpicklable, Unreadable, alike, dumps, told, unpicklable
 

@@ -12,7 +12,8 @@ import time
 import weakref
 from typing import IO, Any
 
-from ..errors import RequestError, WorkerError, as_error, note
+from ..errors import RequestError, WorkerError
+from ..raised import as_error, note
 from ..request import Request
 from .channel import Channel, Garbled, Gone, Late, Unpicklable, Unreadable, aside, told, unpicklable
 from .child import Changes

@@ -8,9 +8,10 @@ from typing import Annotated
 
 from pydantic import Field
 
-from ...errors import ConfigError, FilterError, NoResultError, note
+from ...errors import ConfigError, FilterError, NoResultError
 from ...filters import Filter, Status, swap
 from ...parameters import Count
+from ...raised import note
 from ...reason import Reason, forget, not_run, told
 from ...registry import built_in
 from ...request import Request

@@ -12,8 +12,9 @@ from typing import Annotated
 from pydantic import Field
 
 from ...config.ranges import cover, first_gap
-from ...errors import ConfigError, as_error
+from ...errors import ConfigError
 from ...parameters import Count
+from ...raised import as_error
 from ...registry import built_in
 from ...request import Request
 from ...waits import Flag
