@@ -17,7 +17,7 @@ from interleave import StuckError, explore
 from threads import backend, told
 
 import torchpipe
-from torchpipe import PipeClosedError
+from torchpipe import PipeClosedError, waits
 from torchpipe.engine import (
     batching,
     bound,
@@ -40,7 +40,7 @@ from torchpipe.engine import (
 )
 
 WATCHED = [stage, dispatcher, waiting, company, free, portion, handover, bound, pool, journey, parts]
-WATCHED += [sending, selection, ticket, call]
+WATCHED += [sending, selection, ticket, call, waits]
 GIVEN = [sys.modules[name] for name in ("torchpipe.pipe", "torchpipe.event")]
 GIVEN += [entrance, instance, batching, concurrent.futures._base, sys.modules[__name__]]
 
@@ -230,7 +230,7 @@ def plant(monkeypatch, owner, name, right, wrong):
         # the last one leaves the queue to nobody
         (dispatcher.Dispatcher, "_drive", "self.dispatch()", "pass", callers(3, seconds=0.001)),
         # the right to start a pool's thread is taken without the lock
-        (pool.Pool, "grow", "with self._lock:", "if True:", None),
+        (pool.Pool, "_grow", "with self._lock:", "if True:", None),
     ],
     ids=["freeing", "queueing", "empty batch", "driving", "pool"],
 )

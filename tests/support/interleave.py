@@ -19,6 +19,7 @@ takes k such changes is found with a known probability; most take one or two.
 
 from __future__ import annotations
 
+import _thread
 import contextlib
 import gc
 import inspect
@@ -38,9 +39,14 @@ from torchpipe.raised import note
 LONGEST = 300_000
 """Instructions after which a run counts as running for ever."""
 
+LATEST = 60.0
+"""Seconds of the world after which nobody who still waits will go on: some look now and then, for ever."""
+
 REAL = 20.0
 """Seconds of the real clock after which something waited without telling the scheduler."""
 
+
+REAL_RLOCK = type(threading.RLock())
 
 MONITORING = getattr(sys, "monitoring", None)
 """Python 3.12 and newer; there ``sys.settrace`` sees instructions only from a function's second call on."""
@@ -228,7 +234,7 @@ class World:
                 return None
             first = min(asleep, key=lambda thread: thread.deadline)  # type: ignore[arg-type,return-value]
             self.now = max(self.now, first.deadline or 0.0)
-            return first
+            return first if self.now < LATEST else None
         return max(able, key=self.priority.__getitem__)
 
     def _fail(self, reason: str) -> None:
@@ -286,16 +292,22 @@ def _tools(world: World) -> SimpleNamespace:
             self.release()
 
     class RLock(Lock):
+        def __new__(cls, *args: Any) -> Any:  # as that of C: what is derived from it need not call __init__
+            lock = super().__new__(cls)
+            lock.held, lock.owner, lock.count = False, 0, 0
+            return lock
+
         def __init__(self) -> None:
-            super().__init__()
-            self.owner, self.count = 0, 0
+            pass
+
+        def _is_owned(self) -> bool:
+            return self.held and self.owner == threading.get_ident()
 
         def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
-            me = threading.get_ident()
-            if not (self.held and self.owner == me):
+            if not self._is_owned():
                 if not super().acquire(blocking, timeout):
                     return False
-                self.owner = me
+                self.owner = threading.get_ident()
             self.count += 1
             return True
 
@@ -377,11 +389,17 @@ def _tools(world: World) -> SimpleNamespace:
         until = world.now + seconds
         world.wait(lambda: world.now >= until, seconds)
 
+    def start_new_thread(function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+        thread(target=function, args=args, name="aside").start()
+
     clock = lambda: world.now
     thread = type("Thread", (_Thread,), {"world": world})
     own = {"Lock": Lock, "RLock": RLock, "Condition": Condition, "Event": Event, "Thread": thread}
+    own["main_thread"] = lambda: world.main  # so what goes aside of the main thread does so of the world's
     return SimpleNamespace(
+        RLock=RLock,
         threading=SimpleNamespace(**{**vars(threading), **own}),
+        _thread=SimpleNamespace(**{**vars(_thread), "start_new_thread": start_new_thread}),
         queue=SimpleNamespace(**{**vars(queue), "SimpleQueue": SimpleQueue}),
         time=SimpleNamespace(**{**vars(time), "sleep": sleep, "perf_counter": clock, "monotonic": clock}),
         replaced={
@@ -396,12 +414,16 @@ def _given(world: World, modules: Sequence[ModuleType]) -> Iterator[None]:
     """The modules with the world's tools in place of the real ones."""
     tools = world.tools
     by_id = {id(threading): tools.threading, id(queue): tools.queue, id(time): tools.time, **tools.replaced}
+    by_id[id(_thread)] = tools._thread
     before = []
     for module in modules:
         for name, value in list(vars(module).items()):
-            if id(value) in by_id:
+            new = by_id.get(id(value))
+            if isinstance(value, type) and value.__bases__ == (REAL_RLOCK,):
+                new = type(name, (tools.RLock,), {**vars(value)})  # the same code on top of the world's lock
+            if new is not None:
                 before.append((module, name, value))
-                setattr(module, name, by_id[id(value)])
+                setattr(module, name, new)
     try:
         yield
     finally:
