@@ -56,10 +56,10 @@ class Alarm:
         """
         if due.deadline is None:
             return
+        if not self._threads:
+            aside(self._start_first)  # an interrupt must not keep the only one from looking at the clock
         tick = math.ceil(due.deadline / TICK)
         with self._lock:
-            if not self._threads:
-                self._grow()
             if tick not in self._due:
                 heapq.heappush(self._ticks, tick)
                 if self._ticks[0] == tick:
@@ -94,17 +94,20 @@ class Alarm:
         for thread in threads:
             join(thread, until)  # ended by the notification, once the callbacks that it is at have returned
 
-    def _grow(self) -> None:
-        aside(self._start)  # an interrupt must not keep the only one from looking at the clock
+    def _start_first(self) -> None:
+        with self._lock:
+            if not self._threads and not self._closed:
+                self._start()
 
     def _start(self) -> None:
+        """Start one more thread; the caller has the lock.
+
+        So ``close`` sees only threads that run, and a new one is in the list before it comes to its end. The
+        main thread goes aside for all of that: an interrupt would give back its lock while a thread starts.
+        """
         thread = threading.Thread(target=self._work, name=self._name, daemon=True)
-        self._threads.append(thread)  # first: it may come to its end at once, and takes itself out
-        try:
-            start(thread)
-        except BaseException:
-            self._threads.remove(thread)
-            raise
+        start(thread)
+        self._threads.append(thread)
 
     def _work(self) -> None:
         while True:
@@ -131,5 +134,5 @@ class Alarm:
                 return []
             if self._busy >= len(self._threads):
                 with contextlib.suppress(RuntimeError):  # the system has no thread left
-                    self._grow()
+                    self._start()
             return [*self._due.pop(heapq.heappop(self._ticks), ())]
