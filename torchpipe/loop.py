@@ -10,7 +10,7 @@ from _thread import get_ident
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-from .errors import ReentryError
+from .errors import PipeClosedError, ReentryError
 from .raised import report
 from .waits import Flag, aside, start
 
@@ -43,6 +43,7 @@ class EventLoop:
 
         Raises:
             ReentryError: the caller is a coroutine on this very loop, which would wait for itself.
+            PipeClosedError: the loop was closed.
         """
         if self.runs_here():
             raise ReentryError(
@@ -70,11 +71,12 @@ class EventLoop:
     def close(self) -> None:
         """Cancel what still runs, end the loop and its thread."""
         with self._lock:
+            self._closed.set()  # here: what starts the thread aside may come later than a close
             loop, thread = self._loop, self._thread
             self._loop = self._thread = None
         if loop is not None and thread is not None:
-            self._closed.set()
-            loop.call_soon_threadsafe(loop.stop)
+            with contextlib.suppress(RuntimeError):  # it has seen that by itself, and is closed
+                loop.call_soon_threadsafe(loop.stop)
             thread.join(PATIENCE)
 
     def _started(self) -> asyncio.AbstractEventLoop:
@@ -87,12 +89,17 @@ class EventLoop:
 
     def _start(self) -> None:
         with self._lock:
+            if self._closed.is_set():
+                raise PipeClosedError("this pipe was closed, and awaits nothing any more; build a new one")
             if self._loop is None:
-                self._closed = Flag()
                 loop = asyncio.new_event_loop()
                 arguments = loop, self._closed
                 thread = threading.Thread(target=_serve, args=arguments, name=self._name, daemon=True)
-                start(thread)
+                try:
+                    start(thread)
+                except BaseException:
+                    loop.close()
+                    raise
                 self._loop, self._thread = loop, thread
 
 

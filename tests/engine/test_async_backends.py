@@ -8,6 +8,7 @@ import time
 import pytest
 
 import torchpipe
+from torchpipe.loop import EventLoop
 
 LONG = 30  # seconds that nothing here really waits
 
@@ -412,6 +413,34 @@ class TestTheLoop:
 
         ask({"backend": "Leaves"}, data=1)
         assert ended == [True]
+
+    def test_is_for_good_and_starts_no_loop_once_more(self):
+        before = set(threading.enumerate())
+        loop = EventLoop("torchpipe-loop")
+        loop.close()
+        with pytest.raises(torchpipe.PipeClosedError):
+            loop.run([lambda: asyncio.sleep(0)], [None])
+        assert not set(threading.enumerate()) - before
+
+    def test_awaits_the_close_of_a_backend_that_was_built_too_late(self):
+        closed, before = [], set(threading.enumerate())
+
+        @torchpipe.register_backend
+        class Late(torchpipe.Backend):
+            async def forward_one(self, request):
+                request["result"] = request["data"]
+
+            async def close(self):
+                await asyncio.sleep(0)
+                closed.append(True)
+
+        with torchpipe.pipe({"backend": "Late"}) as pipe:
+            backend = pipe._nodes.by_name["node"].stage.instances[0].backend
+        late = type(backend)()
+        late.loop = backend.loop  # as that of a replacement whose pipe was closed meanwhile
+        late.close()
+        assert closed == [True, True]
+        assert not set(threading.enumerate()) - before
 
 
 class TestIsRefused:

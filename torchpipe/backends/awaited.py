@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from ..errors import ConfigError
+from ..errors import ConfigError, PipeClosedError
 from ..loop import EventLoop
 from ..raised import as_error
 from ..reason import Reason
@@ -107,8 +107,17 @@ NO_STREAM = "which gives its answer in pieces: that is not supported yet; write 
 
 def _closing(close: Callable[[Any], Awaitable[None]]) -> Callable[[Any], None]:
     def wait(self: Any) -> None:
-        loop = self.loop or EventLoop("torchpipe-loop")
-        ((_, error, _),) = loop.run([functools.partial(close, self)], [None])
+        jobs = [functools.partial(close, self)]
+        try:
+            if self.loop is None:
+                raise PipeClosedError
+            ((_, error, _),) = self.loop.run(jobs, [None])
+        except PipeClosedError:  # built for no pipe, or only after its pipe had closed
+            loop = EventLoop("torchpipe-loop")
+            try:
+                ((_, error, _),) = loop.run(jobs, [None])
+            finally:
+                loop.close()
         if error is not None:
             raise error
 
