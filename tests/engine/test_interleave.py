@@ -28,7 +28,9 @@ from torchpipe.engine import (
     free,
     handover,
     instance,
+    instances,
     journey,
+    nodes,
     parts,
     pool,
     portion,
@@ -40,9 +42,9 @@ from torchpipe.engine import (
 )
 
 WATCHED = [stage, dispatcher, waiting, company, free, portion, handover, bound, pool, journey, parts]
-WATCHED += [sending, selection, ticket, call, waits]
+WATCHED += [sending, selection, ticket, call, nodes, waits]
 GIVEN = [sys.modules[name] for name in ("torchpipe.pipe", "torchpipe.event")]
-GIVEN += [entrance, instance, batching, concurrent.futures._base, sys.modules[__name__]]
+GIVEN += [entrance, instance, instances, batching, concurrent.futures._base, sys.modules[__name__]]
 
 
 class PoisonError(Exception):
@@ -195,6 +197,79 @@ def test_two_nodes_in_a_row_pass_every_request_on():
         pipe.close()
 
     search(scenario, 80)
+
+
+@pytest.mark.parametrize(
+    ("config", "submit"),
+    [
+        ({}, False),
+        ({"max": 2}, False),
+        ({"instance_num": 2}, True),
+        ({"max": 4, "bound": True}, True),
+        ({"max_queue": 9}, False),
+    ],
+    ids=range(5),
+)
+def test_a_reload_hands_over_what_waits_and_loses_nobody_who_comes_meanwhile(config, submit):
+    def scenario(world):
+        options = dict(config)
+        seen = counting(seconds=0.001, max=options.pop("max", 1), bound=options.pop("bound", False))
+        pipe = torchpipe.Pipe({"backend": "Counting", **options})
+        old = set(pipe._nodes.by_name["node"].stage.instances)
+        requests = [{"data": i} for i in range(3)]
+        send = (lambda request: pipe.submit(request).result()) if submit else pipe
+        reloaded, *outcomes = world.together(
+            lambda: pipe.reload("node"), *[lambda r=request: send(r) for request in requests]
+        )
+        assert reloaded is None
+        assert outcomes == (requests if submit else [None] * 3)
+        assert [request["result"] for request in requests] == [0, -1, -2]
+        assert sorted(seen.elements()) == [0, 1, 2]
+        assert not old & set(pipe._nodes.by_name["node"].stage.instances)
+        look(pipe, world)
+
+    assert search(scenario, 60) > 30
+
+
+def test_the_pool_grows_for_a_reload_and_while_its_threads_wait_and_never_beyond():
+    def scenario(world):
+        counting(seconds=0.001)
+        pipe = torchpipe.Pipe({"backend": "Counting", "instance_num": 2})
+        threads = pipe._nodes.pool
+        requests = [{"data": i} for i in range(2)]
+        outcomes = world.together(
+            lambda: pipe.reload("node"),
+            lambda: pipe.reload("node", instance_num=1),
+            *[lambda r=request: pipe.submit(r).result() for request in requests],
+        )
+        assert outcomes == [None, None, *requests]
+        assert threads._size == pipe._nodes.owned["node"].count
+        assert len(threads._threads) <= 4  # two for the old instances and two for the new
+        look(pipe, world)
+
+    assert search(scenario, 60) > 30
+
+
+def test_a_reload_and_a_close_end_whichever_comes_first():
+    ends = Counter()
+
+    def scenario(world):
+        counting(seconds=0.001)
+        pipe = torchpipe.Pipe({"backend": "Counting"})
+        request = {"data": 1}
+        closed, reloaded, outcome = world.together(
+            pipe.close, lambda: pipe.reload("node"), lambda: pipe(request)
+        )
+        assert closed is None
+        assert reloaded is None or isinstance(reloaded, PipeClosedError), reloaded
+        refused = isinstance(outcome, PipeClosedError)
+        assert refused or outcome is None, outcome
+        assert ("result" in request) == (not refused)
+        ends[reloaded is None] += 1
+
+    search(scenario, 120)
+    assert ends[True]
+    assert ends[False]
 
 
 # It finds what is wrong
