@@ -104,6 +104,7 @@ class Pipe:
         graph = check_graph(self.config.nodes)
         self._nodes = Nodes(self.config, graph)
         try:
+            self._nodes.build()
             settle_process()  # now that the backends have imported what they use
             self._routing = Routing(self.config, graph, self._nodes)
             self._entrance = Entrance(self._routing, self.config.limits, self._nodes)

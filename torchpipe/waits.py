@@ -16,10 +16,12 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Any
+from typing import Any, TypeVar
 
 from .errors import from_signal
 from .raised import report
+
+Result = TypeVar("Result")
 
 
 def _seconds(timeout: float | None) -> float:
@@ -136,20 +138,20 @@ def _call_back(callback: Callable[[Future[Any]], object], future: Future[Any]) -
         report(error)
 
 
-def aside(job: Callable[[], object]) -> None:
-    """Run ``job`` to its end where no signal strikes, and wait for it; raises what it raises.
+def aside(job: Callable[[], Result]) -> Result:
+    """Run ``job`` to its end where no signal strikes, and wait for it; returns or raises what it does.
 
     An interrupt ends the wait, and not the job.
     """
     if threading.get_ident() != threading.main_thread().ident:
-        job()
-        return
+        return job()
+    results: list[Result] = []
     errors: list[BaseException] = []
     done = Flag()
 
     def run() -> None:
         try:
-            job()
+            results.append(job())
         except BaseException as error:
             errors.append(error)
         done.set()
@@ -160,6 +162,7 @@ def aside(job: Callable[[], object]) -> None:
     try:
         if errors:
             raise errors[0]
+        return results[0]
     finally:
         errors.clear()  # a traceback holds this frame
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import threading
 import time
@@ -194,15 +195,38 @@ def check(name, way, every):
     until(lambda: not own_threads() - before, "all threads have ended")
 
 
-@pytest.mark.parametrize("name", ["one"])
+BUILDS = {
+    **{name: CONFIGS[name] for name in ("one", "fork", "bound", "unscheduled")},
+    "watched": {"backend": "Bound", "instance_num": 2, "stuck_after": 1000},
+    "warm": {"a": {"backend": "Awaits", "next": "b"}, "b": {"backend": "Bound"}},
+}
+
+
+@pytest.mark.parametrize("name", BUILDS)
+def test_in_many_moments_of_a_build_no_thread_is_left(name):
+    check_build(name, every=11, last=60)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("name", BUILDS)
 def test_in_any_moment_of_a_build_no_thread_is_left(name):
-    before, number = own_threads(), 1
-    while True:
-        pipes = []
-        if not Strike(number).run(lambda: pipes.append(torchpipe.pipe(CONFIGS[name]))):  # noqa: B023
-            break
-        for pipe in pipes:
-            Call(pipe.close).answer(LIMIT)
-        number += 11
-    pipes.pop().close()
+    check_build(name, every=1, last=0)
+
+
+def check_build(name, every, last):
+    """Strike a build at many steps, and at each of the ``last`` of them: there the threads are started."""
+    warmup = [{"data": 1}] * (name == "warm")
+    count, before, pipes = Strike(10**9), own_threads(), []
+
+    def build():
+        pipes.append(torchpipe.pipe(BUILDS[name], warmup=warmup))
+
+    assert not count.run(build)
+    numbers = [*range(1, count.steps, every), *range(count.steps - last, count.steps)]
+    for number in numbers:
+        Strike(number).run(build)
+        while pipes:
+            Call(pipes.pop().close).answer(LIMIT)
+    gc.collect()  # a pipe that was ready, and that nobody has got
     until(lambda: not own_threads() - before, "all threads have ended")

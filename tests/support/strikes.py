@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import dis
+import gc
 import itertools
 import signal
 import sys
@@ -16,7 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 NUMBER = signal.SIGUSR1
-LOOKS = ("CALL", "JUMP_BACKWARD", "JUMP_ABSOLUTE", "RESUME", "INSTRUMENTED")
+LOOKS = ("CALL", "JUMP_BACKWARD", "JUMP_ABSOLUTE", "RESUME", "RETURN", "INSTRUMENTED")
 CODES = {code for name, code in dis.opmap.items() if name.startswith(LOOKS)}
 FILES = ("torchpipe", "threading.py", "concurrent")
 MONITORING = getattr(sys, "monitoring", None)
@@ -43,6 +44,7 @@ class Strike:
     def run(self, function: Callable[[], Any]) -> bool:
         """Whether it was struck before it came to its end. Other errors are raised."""
         before = signal.signal(NUMBER, _handler)
+        gc.disable()  # else it could strike the finalizer of another pipe, which hides what that raises
         try:
             sys.settrace(self._trace)
             try:
@@ -60,6 +62,7 @@ class Strike:
                     break
                 except Struck:
                     pass
+            gc.enable()
         return bool(self.where)
 
     def _trace(self, frame: Any, event: str, argument: Any) -> Any:

@@ -12,8 +12,9 @@ from ..backends.base import Backend
 from ..backends.flow.jump import Jump
 from ..config.component import Blueprint
 from ..config.node_config import NodeConfig
-from ..errors import ConfigError
+from ..errors import ConfigError, PipeClosedError
 from ..request import Request
+from ..waits import aside
 from .alarm import Alarm
 from .bound import BoundThread
 from .faults import Faults
@@ -31,10 +32,7 @@ class Instances:
     """The instances of a node that has its own, with the threads and backends that belong to them.
 
     ``stages`` has one stage for each group of ``instances_grp``; ``jumps`` are the Jumps in its backends.
-
-    Raises:
-        ConfigError: the ranges of the instances do not fit.
-        Exception: what a backend raises while it is built.
+    There is nothing of all that before :meth:`build`, so whoever has these can release them.
     """
 
     def __init__(
@@ -42,6 +40,7 @@ class Instances:
     ) -> None:
         self._faults = faults
         self._node, self._pool, self._alarm = node, pool, alarm
+        self._unscheduled = unscheduled
         self.name, self.options = node.name, node.options
         self.samples: list[Request] = []  # what its instances warm up with, also those that are built later
         self._threads: list[BoundThread] = []
@@ -49,23 +48,27 @@ class Instances:
         self._builders: dict[Instance, Callable[[], Instance]] = {}
         self.jumps: list[Jump] = []
         self._changing = threading.Lock()  # held while threads, backends or instances become others
+        self._released = False
         self._retiring = False  # others take over, or it is released; nothing is replaced any more
         self.stages: list[Stage | Unscheduled] = []
-        try:
-            if unscheduled:
-                backend = node.blueprint.build(0, self._backends, self._made())
-                self.stages = [Unscheduled(node.name, backend, pool, faults)]
-            else:
-                instances = self._build_all()
-                if len(node.groups) > 1 and any(isinstance(one.backend, Jump) for one in instances):
-                    raise ConfigError(
-                        f"node {node.name!r}: a Jump needs no instances, so '&' makes no sense here"
-                    )
-                for numbers in node.partition:
-                    self.stages.append(self._make_stage([instances[number] for number in numbers]))
-        except BaseException:
-            self.release()
-            raise
+
+    def build(self) -> None:
+        """Make all of them; if that fails they are to be released.
+
+        Raises:
+            ConfigError: the ranges of the instances do not fit.
+            Exception: what a backend raises while it is built.
+        """
+        node = self._node
+        if self._unscheduled:
+            backend = node.blueprint.build(0, self._backends, self._made())
+            self.stages = [Unscheduled(node.name, backend, self._pool, self._faults)]
+            return
+        instances = self._build_all()
+        if len(node.groups) > 1 and any(isinstance(one.backend, Jump) for one in instances):
+            raise ConfigError(f"node {node.name!r}: a Jump needs no instances, so '&' makes no sense here")
+        for numbers in node.partition:
+            self.stages.append(self._make_stage([instances[number] for number in numbers]))
 
     @property
     def backend(self) -> Backend:
@@ -134,7 +137,7 @@ class Instances:
     def release(self, until: float | None = None) -> None:
         """End the threads, waiting for them until then, and close the backends; raises their first error."""
         with self._changing:
-            self._retiring = True
+            self._retiring = self._released = True
             threads, backends = self._threads.copy(), self._backends.copy()
             self._backends.clear()
         for thread in threads:
@@ -209,9 +212,16 @@ class Instances:
         return functools.partial(self._build_bound, build)
 
     def _build_bound(self, build: Callable[[], Instance]) -> Instance:
-        thread = BoundThread(f"torchpipe-{self._node.name}-{len(self._threads)}", build)
-        self._threads.append(thread)
-        return thread.built()
+        # Aside: an interrupt must not leave a thread that is not among those which a release ends.
+        return aside(functools.partial(self._start_bound, build)).built()
+
+    def _start_bound(self, build: Callable[[], Instance]) -> BoundThread:
+        with self._changing:
+            if self._released:  # by whom an interrupt took away meanwhile, or while another one is replaced
+                raise PipeClosedError(f"node {self.name!r} was released while an instance of it was built")
+            thread = BoundThread(f"torchpipe-{self.name}-{len(self._threads)}", build)
+            self._threads.append(thread)
+            return thread
 
     def _build(self, build: Callable[[], Instance]) -> Instance:
         instance = build()

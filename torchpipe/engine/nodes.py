@@ -38,36 +38,40 @@ from .watchdog import Watchdog
 class Nodes:
     """All nodes by name, with the threads and backends that they need.
 
-    Raises:
-        ConfigError: a jump to no node, one that waits for itself, or instances whose ranges do not fit.
-        Exception: what a backend raises while it is built.
+    There are no threads and backends before :meth:`build`, so whoever has these can release them.
     """
 
     def __init__(self, config: PipeConfig, graph: Graph) -> None:
         self.owned: dict[str, Instances] = {}  # by the name of the node that has them
         self._routes: dict[str, Route] = {}
-        owners = [node for node in config.nodes.values() if node.lender == node.name]
-        total = sum(group.instance_num for node in owners for group in node.groups)
+        self._config, self._graph = config, graph
+        self._owners = [node for node in config.nodes.values() if node.lender == node.name]
+        total = sum(group.instance_num for node in self._owners for group in node.groups)
         self.pool, self.alarm = Pool(total, "torchpipe"), Alarm("torchpipe-alarm")
         self.faults = Faults(self._gpu_is_lost)
         self.by_name: dict[str, Node] = {}
         self.watchdog: Watchdog | None = None
         self.streams: ModuleType | None = None  # torchpipe.streams, where a node has a GPU
         self._environment: list[Backend] = []  # what is neither a node nor in one
-        try:
-            for blueprint in config.environment:
-                blueprint.build(0, self._environment)
-            for node in owners:
-                self.owned[node.name] = Instances(
-                    node, self.pool, self.alarm, self.faults, config.unscheduled
-                )
-            for node in config.nodes.values():
-                self.by_name[node.name] = self._make_node(node, graph)
-            self._connect(graph)
-            self._connect_streams()
-        except BaseException:
-            self.release()
-            raise
+
+    def build(self) -> None:
+        """Build all instances and connect the nodes; if that fails they are to be released.
+
+        Raises:
+            ConfigError: a jump to no node, one that waits for itself, or instances whose ranges do not fit.
+            Exception: what a backend raises while it is built.
+        """
+        config, graph = self._config, self._graph
+        for blueprint in config.environment:
+            blueprint.build(0, self._environment)
+        for node in self._owners:
+            owned = Instances(node, self.pool, self.alarm, self.faults, config.unscheduled)
+            self.owned[node.name] = owned  # first: an interrupt may strike in the midst of what follows
+            owned.build()
+        for node in config.nodes.values():
+            self.by_name[node.name] = self._make_node(node, graph)
+        self._connect(graph)
+        self._connect_streams()
 
     @property
     def stages(self) -> dict[str, Stage | Unscheduled]:
@@ -78,6 +82,7 @@ class Nodes:
         """Look for stuck instances from now on, where a node asks for that: a warm-up may take its time."""
         if self.watchdog is None and any(owned.options.stuck_after for owned in self.owned.values()):
             self.watchdog = Watchdog(self.owned)
+            self.watchdog.start()
 
     def owner_of(self, node: Node) -> str:
         """The name of the node whose instances this one uses."""
@@ -137,6 +142,7 @@ class Nodes:
         old = self.owned[config.name]
         new = Instances(config, self.pool, self.alarm, self.faults)
         try:
+            new.build()
             if len(new.stages) != len(old.stages):
                 raise ConfigError(f"node {config.name!r}: a reload cannot change its groups of instances")
             if new.jumps or old.jumps:

@@ -14,7 +14,7 @@ from typing import Any
 
 from ..errors import StuckError
 from ..raised import note
-from ..waits import Flag, start
+from ..waits import Flag, aside, start
 from .handover import refuse_all, take_out
 from .instance import Instance
 from .instances import Instances
@@ -42,8 +42,19 @@ class Watchdog:
         self._closed = Flag()
         self._replacing: set[threading.Thread] = set()
         self._under_way: dict[int, float] = {}  # by the report's id: since when it is being replaced
-        self._thread = threading.Thread(target=self._work, name="torchpipe-watchdog", daemon=True)
-        start(self._thread)
+        self._starting = threading.Lock()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Look at the nodes from now on, or never if it is closed before that."""
+        aside(self._start)  # an interrupt must not leave a thread that close does not know
+
+    def _start(self) -> None:
+        with self._starting:
+            if not self._closed.is_set():
+                thread = threading.Thread(target=self._work, name="torchpipe-watchdog", daemon=True)
+                start(thread)
+                self._thread = thread
 
     def reports(self) -> list[dict[str, Any]]:
         """The newest findings: ``node``, ``seconds``, ``stack``, ``replaced`` for each stuck instance.
@@ -58,8 +69,11 @@ class Watchdog:
 
     def close(self, until: float | None = None) -> None:
         """End its threads and wait for them, until then at most."""
-        self._closed.set()
-        join(self._thread, until)  # ended by the event, once it has looked at all nodes
+        with self._starting:
+            self._closed.set()
+            thread = self._thread
+        if thread is not None:
+            join(thread, until)  # ended by the event, once it has looked at all nodes
         patience = monotonic() + PATIENCE
         for thread in self._replacing.copy():  # each closes what it has built, if that ever ends
             join(thread, patience if until is None else min(until, patience))
@@ -110,12 +124,14 @@ class Watchdog:
         # On a thread of its own: building may take its time, or for ever, and others may be stuck meanwhile.
         job = functools.partial(self._replace, owned, stage, instance, error, report)
         thread = threading.Thread(target=job, name="torchpipe-replacing", daemon=True)
-        self._replacing.add(thread)
         try:
             thread.start()
         except RuntimeError:  # the system has no thread left: then here
-            self._replacing.discard(thread)
             job()
+            return
+        self._replacing.add(thread)  # now that close can join it
+        if not thread.is_alive():
+            self._replacing.discard(thread)
 
     def _replace(
         self, owned: Instances, stage: Stage, instance: Instance, error: StuckError, report: dict[str, Any]
