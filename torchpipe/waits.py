@@ -119,9 +119,12 @@ class Answer(Future[Any]):
             del self  # else an error, its traceback, this frame and the future keep each other
 
     def exception(self, timeout: float | None = None) -> BaseException | None:
-        if not self.done():
-            self._look()
-        return super().exception(timeout)
+        try:
+            if not self.done():
+                self._look()
+            return super().exception(timeout)
+        finally:
+            del self  # as above
 
     def add_done_callback(self, fn: Callable[[Future[Any]], object]) -> None:
         super().add_done_callback(functools.partial(_call_back, fn))

@@ -77,8 +77,18 @@ def test_a_child_refuses_in_every_way_whatever_locks_were_held_at_the_fork():
         futures = [pipe.submit({"data": i}, timeout=30) for pipe in pipes for i in range(2)]
         locks = [pipe._nodes.pool._lock for pipe in pipes] + [pipe._closing for pipe in pipes]
         locks += [pipes[1]._entrance.limit._lock, *(p._nodes.alarm._changed for p in pipes)]
-        for lock in locks:
-            lock.acquire()
+        held, forked = threading.Event(), threading.Event()
+
+        def hold():  # not the thread that forks, which could take some of them once more
+            for lock in locks:
+                lock.acquire()
+            held.set()
+            forked.wait()
+            for lock in locks:
+                lock.release()
+
+        threading.Thread(target=hold).start()
+        held.wait()
         child = os.fork()
         if child == 0:
             status = 1
@@ -103,8 +113,7 @@ def test_a_child_refuses_in_every_way_whatever_locks_were_held_at_the_fork():
                 status = 0
             finally:
                 os._exit(status)
-        for lock in locks:
-            lock.release()
+        forked.set()
         end = time.monotonic() + 10
         while not (done := os.waitpid(child, os.WNOHANG))[0]:
             if time.monotonic() > end:
