@@ -114,6 +114,7 @@ class Soak:
                 time.sleep(0.04)
                 self._struck(Order(chance.choice(self.served)), chance)
             self._look()
+        signal.setitimer(signal.ITIMER_REAL, 0)  # else one that is pending ends the process
         signal.signal(signal.SIGALRM, before)
         self.stop.set()
         self.burst.clear()
