@@ -24,7 +24,7 @@ from threads import Call, all_at_once, backend, told, until
 
 import torchpipe
 from torchpipe import Backend, ConfigError, Pipe, RequestError, register_backend
-from torchpipe.errors import WorkerDiedError, WorkerError
+from torchpipe.errors import EscapedError, WorkerDiedError, WorkerError
 from torchpipe.workers.channel import KEPT, SMALL, Channel, Gone, Late
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="memfd")
@@ -452,8 +452,9 @@ def test_exceptions_keep_type_message_and_attributes_and_say_where_they_happened
         assert own.value.code == 5
         with pytest.raises(WorkerError, match=r"(?s)ValueError: holds a lock.*does not pickle"):
             answer(pipe, "lock")
-        with pytest.raises(SystemExit):
+        with pytest.raises(EscapedError) as escaped:  # here it would end whoever asked
             answer(pipe, "exit")
+        assert isinstance(escaped.value.__cause__, SystemExit)
         assert len(workers()) == 1
 
 

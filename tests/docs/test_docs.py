@@ -111,9 +111,11 @@ def run(words: list[str]) -> str:
 
 @pytest.mark.timeout(180)
 @pytest.mark.parametrize("page", having("python", "sh"))
-def test_the_code_of_a_page_runs_in_order_and_prints_what_the_page_says(page, clone):
+def test_the_code_of_a_page_runs_in_order_and_prints_what_the_page_says(page, clone, monkeypatch):
     if page in NEEDS:
         pytest.importorskip(NEEDS[page])
+    for example in (ROOT / "examples").rglob("*.py"):  # what these register is forgotten after each test
+        monkeypatch.delitem(sys.modules, example.stem, raising=False)
     scope: dict = {"__name__": "page"}
     output = ""
     for block in blocks(page):
