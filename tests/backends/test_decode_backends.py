@@ -293,6 +293,7 @@ def test_files_of_other_kinds_have_no_size():
 # Damaged files
 
 
+@pytest.mark.slow
 def test_thousands_of_damaged_files_under_8_threads_neither_crash_nor_hang_nor_change_their_neighbours():
     program = [sys.executable, corpus.__file__, "--quick"]
     done = subprocess.run(program, capture_output=True, text=True, timeout=55)

@@ -296,6 +296,7 @@ def test_a_pixel_limit_still_raises_and_names_the_parameter():
     assert "raise DecodeMat::max_pixels" in refusal({"backend": "DecodeMat"}, data=data)
 
 
+@pytest.mark.slow
 def test_headers_and_decoders_agree_about_thousands_of_changed_files_within_their_memory():
     program = [sys.executable, str(Path(__file__).parents[1] / "fuzz" / "images.py"), "--count", "300"]
     done = subprocess.run(program, capture_output=True, text=True, timeout=110)

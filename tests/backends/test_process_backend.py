@@ -566,6 +566,7 @@ def test_a_request_that_kills_its_worker_twice_is_refused():
     worker.close()
 
 
+@pytest.mark.slow
 def test_under_many_threads_deaths_and_errors_reach_those_who_caused_them_and_nobody_else():
     mortal(max=4)
     kinds = [1, 2, 3, "kill", 4, "raise", 5, 6, 7, 8]
@@ -590,6 +591,7 @@ def test_under_many_threads_deaths_and_errors_reach_those_who_caused_them_and_no
     assert not workers()
 
 
+@pytest.mark.slow
 def test_workers_killed_from_outside_at_any_moment_lose_no_request():
     mortal(max=4)
     stop = threading.Event()
@@ -711,6 +713,7 @@ def test_without_a_scheduler_threads_take_turns():
         assert len({pid for pid, _ in all_at_once([lambda: answer(pipe, 1)] * 10)}) == 1
 
 
+@pytest.mark.slow
 def test_nothing_is_left_of_a_thousand_requests_and_a_close():
     def plus(batch):
         for request in batch:

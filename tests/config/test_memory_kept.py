@@ -20,6 +20,8 @@ SCRIPT = """
 import gc, os, sys
 import numpy as np, torch, torchpipe
 
+pytestmark = pytest.mark.slow
+
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 

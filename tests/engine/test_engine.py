@@ -804,6 +804,7 @@ class TestThePool:
         Call(model.close, 5).answer()
 
 
+@pytest.mark.slow
 def test_random_loads_of_all_kinds_leave_nothing_behind():
     """A short run of the stress script; run it for longer by hand: python tests/support/stress.py 60"""
     import stress

@@ -41,6 +41,8 @@ from torchpipe.engine import (
     waiting,
 )
 
+pytestmark = pytest.mark.slow
+
 WATCHED = [stage, dispatcher, waiting, company, free, portion, handover, bound, pool, journey, parts]
 WATCHED += [sending, selection, ticket, call, nodes, waits]
 GIVEN = [sys.modules[name] for name in ("torchpipe.pipe", "torchpipe.event")]

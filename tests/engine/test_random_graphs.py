@@ -5,6 +5,7 @@ import threading
 import time
 import warnings
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from threads import LIMIT, all_at_once, pipe_threads
@@ -221,6 +222,7 @@ def call(model, kind: int, seed: int):
     return request
 
 
+@pytest.mark.slow
 @settings(max_examples=40, deadline=None)
 @given(graphs(), st.integers(0, 10**6))
 def test_answers_of_16_threads_are_those_of_the_interpreter(nodes, seed):
