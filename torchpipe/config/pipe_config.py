@@ -42,6 +42,9 @@ AS_EVER = ("PipelineV3", "PipelineReviser", "BaselineSchedule", "Schedule", "Sch
 CHAINS = ("Composite", "C")
 """What v0 put around several of these."""
 
+SERVE = "serve"
+"""The table that says how a server shows the pipe. It is no node, unless it has a ``backend`` of its own."""
+
 SHARED = ("map", "next", "filter", "or", "borrow_from")
 """Options that belong to one node and cannot be defaults of several."""
 
@@ -62,7 +65,8 @@ class PipeConfig:
 
     ``unscheduled`` is set by ``Interpreter::backend``; ``restart`` is the key of the restart loop, if any.
     ``environment`` is what is built before the nodes and released after them (``Interpreter::env``), and
-    ``folder`` that of the TOML file, to which its paths are relative.
+    ``folder`` that of the TOML file, to which its paths are relative. ``serve`` is the table of that name,
+    unread: only a server understands it.
     """
 
     nodes: dict[str, NodeConfig]
@@ -71,6 +75,7 @@ class PipeConfig:
     limits: Limits = field(default_factory=Limits)
     environment: list[Blueprint] = field(default_factory=list)
     folder: str = ""
+    serve: dict[str, Any] = field(default_factory=dict)
 
 
 def load(config: Any, folder: str = "") -> PipeConfig:
@@ -84,6 +89,8 @@ def load(config: Any, folder: str = "") -> PipeConfig:
     """
     if isinstance(config, (str, os.PathLike)):
         folder = os.path.dirname(os.path.abspath(config))
+        config = parse_toml(config)
+    serve = dict(config[SERVE]) if _has_serve_table(config) else {}
     nodes, defaults = _normalise(config)
     given = "Interpreter::backend" in defaults
     interpreter = defaults.pop("Interpreter::backend", None)
@@ -119,7 +126,14 @@ def load(config: Any, folder: str = "") -> PipeConfig:
     if len(read) == 1:
         _ignore_edges(*read.values())
     _check_defaults(defaults, [around, *scopes.values()])
-    return PipeConfig({name: read[name] for name in nodes}, unscheduled, restart, limits, environment, folder)
+    nodes_read = {name: read[name] for name in nodes}
+    return PipeConfig(nodes_read, unscheduled, restart, limits, environment, folder, serve)
+
+
+def _has_serve_table(config: Any) -> bool:
+    """Whether a configuration says how it is served, with a table that is no node of that name."""
+    table = config.get(SERVE) if isinstance(config, dict) else None
+    return isinstance(table, dict) and "backend" not in table
 
 
 def _restart_key(interpreter: Any, nodes: dict[str, dict[str, Any]], defaults: dict[str, Any]) -> str | None:
@@ -229,7 +243,8 @@ def changed(config: Any, node: str, changes: dict[str, Any]) -> dict[str, Any]:
 def parse_toml(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
     """The nodes of a TOML file by name, each with its ``node_name``, and always an entry ``"global"``.
 
-    Keys before the first table are global. A nested table ``[rec.2]`` is the node named ``rec.2``.
+    Keys before the first table are global. A nested table ``[rec.2]`` is the node named ``rec.2``. A table
+    ``[serve]`` without a ``backend`` is no node and stays as it is: how a server shows the pipe.
 
     Raises:
         ConfigError: naming the file, for one that is missing, is no TOML, or holds dates or tables as values.
@@ -254,7 +269,9 @@ def parse_toml(path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
         raise ConfigError(f"{os.fspath(path)!r} is no valid TOML: {reason}") from None
     nodes: dict[str, dict[str, Any]] = {"global": {}}
     for key, value in tree.items():
-        if isinstance(value, dict):
+        if key == SERVE and _has_serve_table(tree):
+            nodes[SERVE] = value
+        elif isinstance(value, dict):
             _read_table(key, value, nodes)
         else:
             nodes["global"][key] = _checked_value(key, value)
@@ -290,6 +307,8 @@ def _normalise(config: Any) -> tuple[dict[str, dict[str, Any]], dict[str, Any]]:
         )
     if not config:
         raise ConfigError("the configuration is empty; the smallest is {'backend': 'Identity'}")
+    if _has_serve_table(config):
+        config = {key: value for key, value in config.items() if key != SERVE}
     _check_keys("the configuration", config)
     tables = {key: dict(value) for key, value in config.items() if isinstance(value, dict)}
     plain = {key: value for key, value in config.items() if key not in tables}
