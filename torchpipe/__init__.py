@@ -46,9 +46,9 @@ from .request import (
 
 
 def __getattr__(name: str) -> _Any:
-    """The tools of ``torchpipe.utils`` are imported when somebody uses them."""
-    if name == "utils":
-        return _importlib.import_module("torchpipe.utils")
+    """The tools of ``torchpipe.utils`` and the server are imported when somebody uses them."""
+    if name in ("utils", "serve"):
+        return _importlib.import_module(f"torchpipe.{name}")
     raise AttributeError(f"module 'torchpipe' has no attribute {name!r}")
 
 

@@ -1,4 +1,4 @@
-"""The command line: ``python -m torchpipe run | backends | explain | show | bench | encrypt | decrypt``."""
+"""The command line: ``torchpipe run | serve | backends | explain | show | bench | encrypt | decrypt``."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from .output import Folder
 from .output import show as shown
 from .pipe import Pipe
 from .reference import backends, search
+from .serve import command as server
 
 BROKEN_PIPE = 141
 """The exit status of a program whose reader has gone, as the shell counts it: 128 and SIGPIPE's number."""
@@ -131,6 +132,8 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("config", help="a TOML file")
     command.add_argument("image", nargs="+", help="files whose bytes become 'data'")
     command.add_argument("--out", metavar="FOLDER", help="write images, arrays, tensors and bytes there")
+
+    server.add_arguments(add("serve", server.serve, "serve configurations over HTTP"))
 
     command = add("backends", list_backends, "list all backends, show one, or search")
     command.add_argument("word", nargs="*", help="a backend's name, or words to search for")

@@ -1,0 +1,110 @@
+"""The command line of the server: ``python -m torchpipe serve``."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+from typing import TypeVar
+
+from ..errors import ConfigError
+from . import asgi
+from .run import Listening, bind, check_installed, run
+
+Number = TypeVar("Number", int, float)
+
+
+def serve(options: argparse.Namespace) -> int:
+    """Serve configurations over HTTP, with the Open Inference Protocol; SIGTERM ends it in order."""
+    check_installed()
+    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    listening = Listening(
+        options.host,
+        options.http,
+        options.grace,
+        options.drain,
+        options.max_connections,
+        options.certificate,
+        options.private_key,
+    )
+    bound = bind(listening)
+    application = asgi(
+        models(options.config),
+        timeout=options.timeout,
+        overload=options.overload,
+        allow_priority=options.allow_priority,
+        allow_loading=options.allow_loading,
+        show_stacks=options.show_stacks,
+        max_body=options.max_body,
+        max_json=options.max_json,
+        body_timeout=options.body_timeout,
+        token=token(options.token_file),
+        access_log=options.access_log,
+    )
+    return 0 if run(application, listening, bound) else 1
+
+
+def models(given: list[str]) -> dict[str, str]:
+    """Configurations by name: ``NAME=FILE``, or a file whose stem is the name."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, path = text.partition("=")
+        if not equals or Path(text).exists():
+            name, path = Path(text).stem, text
+        if name in found:
+            raise ConfigError(f"two models are named {name!r}; give one another name: NAME=FILE")
+        found[name] = path
+    return found
+
+
+def token(path: str | None) -> str:
+    """The secret in a file; "" without a file."""
+    if path is None:
+        return ""
+    text = Path(path).read_text(encoding="utf-8").strip()
+    if not text or not text.isascii() or len(text.split()) > 1:
+        raise ConfigError(f"{path!r} holds no token: one word in ASCII")
+    return text
+
+
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add what the command takes."""
+    command.add_argument("config", nargs="+", help="TOML files, each a model named as its stem, or NAME=FILE")
+    command.add_argument("--http", type=_port, default=8000, metavar="PORT", help="0 for a free one")
+    command.add_argument("--host", default="127.0.0.1", help="the address to listen at")
+    command.add_argument("--timeout", type=_seconds, default=0.0, help="seconds a call may take at most")
+    command.add_argument("--grace", type=_seconds, default=0.0, help="seconds it serves on after SIGTERM")
+    command.add_argument(
+        "--drain", type=_seconds, default=30.0, help="seconds that calls inside may take then"
+    )
+    command.add_argument("--overload", type=int, choices=(503, 429), default=503, help="status without room")
+    command.add_argument("--allow-priority", action="store_true", help="clients may say their priority")
+    command.add_argument("--allow-loading", action="store_true", help="clients may load and unload models")
+    command.add_argument("--show-stacks", action="store_true", help="a backend's error comes with its stack")
+    command.add_argument("--max-body", type=_count, default=64 * 2**20, help="bytes of a body")
+    command.add_argument("--max-json", type=_count, default=16 * 2**20, help="bytes of JSON in it")
+    command.add_argument("--body-timeout", type=_seconds, default=30.0, help="seconds for a body to arrive")
+    command.add_argument("--max-connections", type=_count, default=1000, help="connections at once")
+    command.add_argument("--token-file", metavar="FILE", help="a file with a token that clients must bring")
+    command.add_argument("--certificate", default="", metavar="FILE", help="for TLS")
+    command.add_argument("--private-key", default="", metavar="FILE", help="of the certificate")
+    command.add_argument("--access-log", action="store_true", help="log a line for each request")
+
+
+def _port(text: str) -> int:
+    return _between(int(text), 0, 65535)
+
+
+def _count(text: str) -> int:
+    return _between(int(text), 1, 2**40)
+
+
+def _seconds(text: str) -> float:
+    return _between(float(text), 0.0, 1e6)
+
+
+def _between(value: Number, least: float, most: float) -> Number:
+    if not least <= value <= most:
+        raise argparse.ArgumentTypeError(f"from {least:g} to {most:g}")
+    return value

@@ -1,0 +1,256 @@
+"""One call of a model, whatever protocol it came by: inputs to requests, one list call, outputs."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..errors import DeadlineError, PipeClosedError, nearest, shown
+from ..pipe import Pipe
+from ..request import Request
+from .answers import outputs_of, plain_answer
+from .models import Model
+from .refused import RefusedError, refused
+from .signature import Signature, Tensor, may_set
+from .tensors import Array, Output
+
+log = logging.getLogger("torchpipe.serve")
+
+PROTOCOLS = (
+    "timeout",
+    "priority",
+    "binary_data_output",
+    "sequence_id",
+    "sequence_start",
+    "sequence_end",
+    "headers",
+    "content_type",
+)
+"""Parameters that belong to the protocol, or that its clients send by themselves: they become no keys."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a server allows its clients, and tells them.
+
+    Attributes:
+        timeout: seconds that a call may take at most, and where the client does not say; 0 for no limit.
+        allow_priority: whether a client may say how urgent its requests are.
+        overload: the status where there is no room, 503 or 429.
+        stacks: whether a backend's error comes with its stack.
+    """
+
+    timeout: float = 0.0
+    allow_priority: bool = False
+    overload: int = 503
+    stacks: bool = False
+
+
+@dataclass
+class Inference:
+    """What a client asks for.
+
+    Attributes:
+        inputs: by name: datatype and array.
+        parameters: any others, by name.
+        wanted: names of the outputs, None for all.
+        file: bytes that were sent as they are, in the place of inputs.
+        came: on the clock of ``time.perf_counter_ns``.
+        timeout: seconds that a header gave, or None.
+        priority: what a header gave, or None.
+    """
+
+    inputs: dict[str, tuple[str, Array]] = field(default_factory=dict)
+    parameters: dict[str, Any] = field(default_factory=dict)
+    wanted: list[str] | None = None
+    file: bytes | None = None
+    came: int = 0
+    timeout: float | None = None
+    priority: float | None = None
+
+
+async def handle(model: Model, asked: Inference, rules: Rules) -> list[Output] | bytes:
+    """Run a call; the event loop goes on meanwhile.
+
+    If the task is cancelled, the requests are given up: nodes that have not started do not run for them.
+
+    Returns:
+        outputs, or the text of a JSON object where a file was sent.
+
+    Raises:
+        RefusedError: there is no answer.
+    """
+    try:
+        pipe, signature = model.serving(), model.signature
+        sent = requests_of(asked, signature, pipe)
+        deadline = _settle(sent, asked, rules)
+        requests = [dict(request) for request in sent]
+        read = time.perf_counter_ns()
+        try:
+            await _run(pipe, requests, deadline)
+        except PipeClosedError:
+            if model.pipe is pipe:
+                raise
+            requests = [dict(request) for request in sent]  # another one has taken over just now
+            await _run(model.serving(), requests, deadline)
+        computed = time.perf_counter_ns()
+        answer: list[Output] | bytes
+        if asked.file is not None:
+            answer = plain_answer(requests[0], sent[0], signature)
+        else:
+            answer = outputs_of(requests, sent, signature, asked.wanted)
+    except Exception as error:
+        model.counts.did_fail(asked.came)
+        told = refused(error, rules.overload, rules.stacks)
+        if told.status == 500:
+            log.error("model %s: %s", model.name, told, exc_info=error)
+        raise told from error
+    except asyncio.CancelledError:
+        model.counts.did_fail(asked.came)
+        raise
+    model.counts.succeeded(len(requests), (asked.came, read, computed, time.perf_counter_ns()))
+    return answer
+
+
+async def _run(pipe: Pipe, requests: list[Request], deadline: float | None) -> None:
+    """All requests together; of several errors the first, once all are done."""
+    timeout = None
+    if deadline is not None:
+        timeout = deadline - time.monotonic()
+        if timeout <= 0:
+            raise DeadlineError("the time was over before the call began")
+    if len(requests) == 1:
+        await pipe.async_call(requests[0], timeout)
+        return
+    calls = (pipe.async_call(request, timeout) for request in requests)
+    for outcome in await asyncio.gather(*calls, return_exceptions=True):
+        if isinstance(outcome, BaseException):
+            raise outcome
+
+
+def _settle(requests: list[Request], asked: Inference, rules: Rules) -> float | None:
+    """Write the priority into the requests; the deadline on the clock of ``time.monotonic``, or None."""
+    priority = asked.priority
+    if asked.parameters.get("priority", 0) != 0:
+        priority = asked.parameters["priority"]
+        if not rules.allow_priority:
+            raise RefusedError(400, "parameter 'priority': this server does not let clients say it")
+        if type(priority) not in (int, float):
+            raise RefusedError(400, f"parameter 'priority' = {shown(priority)}: a number")
+    if priority is not None and rules.allow_priority:
+        for request in requests:
+            request["priority"] = priority
+    timeout = asked.timeout
+    micros = asked.parameters.get("timeout", 0)
+    if type(micros) is not int or not 0 <= micros < 2**63:
+        raise RefusedError(400, f"parameter 'timeout' = {shown(micros)}: a number of microseconds")
+    if micros:
+        timeout = micros / 1e6 if timeout is None else min(timeout, micros / 1e6)
+    if rules.timeout:
+        timeout = rules.timeout if timeout is None else min(timeout, rules.timeout)
+    if timeout is None:
+        return None
+    return time.monotonic() - (time.perf_counter_ns() - asked.came) / 1e9 + timeout
+
+
+def requests_of(asked: Inference, signature: Signature, pipe: Pipe) -> list[Request]:
+    """The requests that a call means: one for each row, or one for all.
+
+    Raises:
+        RefusedError: 400, for inputs that the model does not take.
+    """
+    shared = _keys(asked.parameters, pipe)
+    if signature.node_name:
+        shared["node_name"] = signature.node_name
+    if asked.file is not None:
+        first = signature.first
+        if first.datatype != "BYTES" or len(signature.inputs) > 1:
+            names = ", ".join(f"{each.name} ({each.datatype})" for each in signature.inputs.values())
+            raise RefusedError(415, f"this model takes no file as it is, but inputs in JSON: {names}")
+        return [{"data": asked.file, **shared}]
+    rows = signature.max_batch_size
+    columns = {name: _column(name, given, signature) for name, given in asked.inputs.items()}
+    for name in signature.inputs:
+        if name not in columns:
+            raise RefusedError(400, f"input {name!r} is missing")
+    if not rows:
+        return [{**shared, **{_key(name, signature): _whole(array) for name, array in columns.items()}}]
+    counts = {name: len(array) for name, array in columns.items()}
+    count = counts[signature.first.name]
+    for name, other in counts.items():
+        if other != count:
+            raise RefusedError(
+                400, f"input {name!r} has {other} rows, and {signature.first.name!r} has {count}"
+            )
+    if not 1 <= count <= rows:
+        raise RefusedError(400, f"{count} rows in one call; this model takes 1 to {rows}")
+    keyed = {_key(name, signature): array for name, array in columns.items()}
+    return [{**shared, **{key: _row(array, row) for key, array in keyed.items()}} for row in range(count)]
+
+
+def _keys(parameters: dict[str, Any], pipe: Pipe) -> Request:
+    """The parameters that become keys of the requests."""
+    keys: Request = {}
+    for name, value in parameters.items():
+        if name in PROTOCOLS or name.startswith("triton_"):
+            continue
+        _check_key(f"parameter {name!r}", name, pipe)
+        if not isinstance(value, (str, bool, int, float)):
+            raise RefusedError(400, f"parameter {name!r} = {shown(value)}: a text, a number or a boolean")
+        keys[name] = value
+    return keys
+
+
+def _check_key(what: str, name: str, pipe: Pipe | None = None) -> None:
+    restart = pipe.config.restart if pipe is not None else None
+    if name == "data" or name == restart or not may_set(name):
+        raise RefusedError(400, f"{what} is a reserved key, which clients cannot set")
+
+
+def _key(name: str, signature: Signature) -> str:
+    return "data" if name == signature.first.name else name
+
+
+def _column(name: str, given: tuple[str, Array], signature: Signature) -> Array:
+    """An input with its axis of rows, if there is one, as the model takes it."""
+    datatype, array = given
+    tensor = signature.inputs.get(name)
+    rows = signature.max_batch_size > 0
+    if tensor is None:
+        if signature.declared:
+            raise RefusedError(
+                400, f"input {name!r} is none of this model. {nearest(name, signature.inputs)}"
+            )
+        _check_key(f"input {name!r}", name)
+        if rows and not array.ndim:
+            raise RefusedError(400, f"input {name!r} has no axis of rows")
+        return array
+    if datatype != tensor.datatype:
+        raise RefusedError(400, f"input {name!r} is {tensor.datatype}, not {datatype}")
+    if rows and tensor.shape == (1,) and array.ndim == 1:
+        array = array.reshape(-1, 1)  # one element a row: the second axis may be left out
+    if (rows and not array.ndim) or not tensor.fits(array.shape[1:] if rows else array.shape):
+        raise RefusedError(400, f"input {name!r} has shape {list(array.shape)}, and {_wanted(tensor, rows)}")
+    return array
+
+
+def _wanted(tensor: Tensor, rows: bool) -> str:
+    return f"this model takes {[-1, *tensor.shape] if rows else list(tensor.shape)}"
+
+
+def _row(array: Array, row: int) -> Any:
+    """One row: an array, or the element itself where there is one of BYTES."""
+    value = array[row]
+    return _whole(value) if array.dtype == object else value
+
+
+def _whole(value: Any) -> Any:
+    """A whole tensor: an array, or the element itself where there is one of BYTES."""
+    if isinstance(value, np.ndarray) and value.dtype == object and value.size == 1:
+        return value.item()
+    return value

@@ -1,0 +1,390 @@
+"""The Open Inference Protocol over HTTP, as an ASGI application."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import math
+import re
+import sys
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..errors import shown
+from . import about
+from .body import (
+    Answering,
+    HungUpError,
+    pack,
+    read_body,
+    read_inference,
+    read_json,
+    unpack,
+    write_inference,
+    write_json,
+)
+from .handle import Inference, Rules, handle
+from .models import Model, Models
+from .refused import RefusedError
+
+access = logging.getLogger("torchpipe.access")
+log = logging.getLogger("torchpipe.serve")
+
+Scope = Any
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+
+AFTER_CLIENT = 499
+"""What the access log says of a client that hung up; it is sent to nobody."""
+
+TIMEOUT_HEADER = b"x-request-timeout"
+PRIORITY_HEADER = b"x-request-priority"
+ID_HEADER = b"x-request-id"
+
+
+@dataclass(frozen=True)
+class Doors:
+    """What the HTTP side allows.
+
+    Attributes:
+        max_body: bytes of a body, packed and unpacked.
+        max_json: bytes of JSON in it.
+        body_timeout: seconds for a body to arrive.
+        token: what clients bring as ``Authorization: Bearer TOKEN``, but for the health of the server.
+        loading: whether clients may load and unload models.
+        access_log: whether each request is one line of the log ``torchpipe.access``.
+    """
+
+    max_body: int = 64 * 2**20
+    max_json: int = 16 * 2**20
+    body_timeout: float = 30.0
+    token: str = ""
+    loading: bool = False
+    access_log: bool = False
+
+
+@dataclass
+class Reply:
+    """An answer on its way to a client."""
+
+    status: int
+    body: bytes
+    kind: bytes = b"application/json"
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+
+
+class Application:
+    """The ASGI application over some models.
+
+    Attributes:
+        models: what is served.
+        stopping: set when the process shall end; the server is not ready any more, and serves on.
+    """
+
+    def __init__(self, models: Models, rules: Rules, doors: Doors) -> None:
+        self.models = models
+        self.rules = rules
+        self.doors = doors
+        self.stopping = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._answer(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await _live(receive, send)
+        else:  # a websocket: closed before it is accepted, which is a 403
+            await receive()
+            await send({"type": "websocket.close", "code": 1000})
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        came = time.perf_counter_ns()
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        request_id = _clean(headers.get(ID_HEADER, b""))
+        try:
+            reply = await self._route(scope, headers, receive, came)
+        except HungUpError:
+            self._log(scope, AFTER_CLIENT, came, request_id)
+            return
+        except RefusedError as error:
+            reply = _refused(error)
+        except Exception as error:  # a mistake of ours
+            log.exception("%s %s", scope["method"], shown(scope["path"]))
+            reply = _refused(RefusedError(500, f"the server failed: {type(error).__name__}"))
+        try:
+            await _send(send, scope, reply, request_id)
+        except OSError:
+            pass  # the client has gone, which servers may say here
+        self._log(scope, reply.status, came, request_id)
+
+    def _log(self, scope: Scope, status: int, came: int, request_id: bytes) -> None:
+        if self.doors.access_log:
+            client = (scope.get("client") or ("-",))[0]
+            took = (time.perf_counter_ns() - came) / 1e6
+            name = request_id.decode("latin-1") or "-"
+            path = scope["path"].encode("unicode_escape").decode()
+            access.info("%s %s %s %d %.1f ms %s", client, scope["method"], path, status, took, name)
+
+    async def _route(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, came: int) -> Reply:
+        path, root = scope["path"], scope.get("root_path", "")
+        if root and path.startswith(root):
+            path = path[len(root) :]
+        parts = path.strip("/").split("/")
+        if parts[0] != "v2":
+            raise RefusedError(404, f"there is nothing at {shown(path)}; the protocol begins at /v2")
+        method, parts = scope["method"], parts[1:]
+        if parts[:1] == ["health"]:
+            return self._health(method, parts[1:])
+        self._check_token(headers)
+        if not parts:
+            _only(method, "GET")
+            return Reply(200, write_json(about.server_metadata()))
+        if parts[0] == "models" and len(parts) > 1:
+            return await self._model(parts[1:], scope, headers, receive, came)
+        if parts[0] == "repository":
+            return await self._repository(method, parts[1:], headers, receive)
+        raise RefusedError(404, f"there is nothing at {shown(path)}")
+
+    def _health(self, method: str, parts: list[str]) -> Reply:
+        if parts == ["live"]:
+            _only(method, "GET")
+            return Reply(200, b'{"live":true}')
+        if parts == ["ready"]:
+            _only(method, "GET")
+            ready = not self.stopping and self.models.ready
+            return Reply(200 if ready else 503, write_json({"ready": ready}))
+        raise RefusedError(404, "there are /v2/health/live and /v2/health/ready")
+
+    def _check_token(self, headers: dict[bytes, bytes]) -> None:
+        if self.doors.token:
+            given = headers.get(b"authorization", b"")
+            if not hmac.compare_digest(given, b"Bearer " + self.doors.token.encode()):
+                raise RefusedError(401, "this server asks for a token: Authorization: Bearer TOKEN")
+
+    async def _model(
+        self, parts: list[str], scope: Scope, headers: dict[bytes, bytes], receive: Receive, came: int
+    ) -> Reply:
+        method = scope["method"]
+        if parts == ["stats"]:
+            _only(method, "GET")
+            return Reply(200, write_json(about.statistics(list(self.models))))
+        name, rest, version = parts[0], parts[1:], ""
+        if rest[:1] == ["versions"] and len(rest) > 1:
+            version, rest = rest[1], rest[2:]
+        model = self.models.find(name, version)
+        if rest == ["infer"]:
+            _only(method, "POST")
+            return await self._infer(model, scope, headers, receive, came)
+        if rest == ["ready"]:
+            _only(method, "GET")
+            ready = not self.stopping and model.ready
+            return Reply(200 if ready else 503, write_json({"name": name, "ready": ready}))
+        ways: dict[tuple[str, ...], Callable[[Model], Any]] = {
+            (): about.model_metadata,
+            ("config",): about.model_config,
+            ("stats",): lambda model: about.statistics([model]),
+        }
+        told = ways.get(tuple(rest))
+        if told is None:
+            raise RefusedError(404, f"there is nothing at {shown('/'.join(rest))} of model {name!r}")
+        _only(method, "GET")
+        return Reply(200, write_json(told(model)))
+
+    async def _repository(
+        self, method: str, parts: list[str], headers: dict[bytes, bytes], receive: Receive
+    ) -> Reply:
+        if parts == ["index"]:
+            _only(method, "POST")
+            document = read_json(bytes(await self._body(headers, receive)) or b"{}")
+            ready = isinstance(document, dict) and document.get("ready") is True
+            return Reply(200, write_json(about.repository(self.models, ready)))
+        if len(parts) == 3 and parts[0] == "models" and parts[2] in ("load", "unload"):
+            _only(method, "POST")
+            if not self.doors.loading:
+                raise RefusedError(403, "this server does not let clients load and unload models")
+            document = read_json(bytes(await self._body(headers, receive)) or b"{}")
+            if isinstance(document, dict) and _overrides(document):
+                raise RefusedError(400, "models are built from the server's own files, not from a client's")
+            work = self.models.load if parts[2] == "load" else self.models.unload
+            await asyncio.to_thread(work, parts[1])
+            return Reply(200, b"{}")
+        raise RefusedError(
+            404, "there are /v2/repository/index and /v2/repository/models/NAME/load and /unload"
+        )
+
+    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytearray:
+        """The body, unpacked."""
+        most = self.doors.max_body
+        length = headers.get(b"content-length")
+        stop = Stop()
+        timer = asyncio.get_running_loop().call_later(self.doors.body_timeout, stop)
+        try:
+            body = await read_body(receive, None if length is None else length.decode("latin-1"), most)
+        except asyncio.CancelledError:
+            if not stop.taken_back():
+                raise
+            raise RefusedError(408, f"the body did not arrive within {self.doors.body_timeout:g} s") from None
+        finally:
+            timer.cancel()
+        encoding = headers.get(b"content-encoding")
+        return unpack(body, encoding.decode("latin-1"), most) if encoding else body
+
+    async def _infer(
+        self, model: Model, scope: Scope, headers: dict[bytes, bytes], receive: Receive, came: int
+    ) -> Reply:
+        body = await self._body(headers, receive)
+        header_length = headers.get(b"inference-header-content-length")
+        answering = None
+        if _is_file(headers, body):
+            asked = Inference(file=bytes(body))
+        else:
+            length = None if header_length is None else header_length.decode("latin-1")
+            asked, answering = read_inference(body, length, self.doors.max_json)
+        asked.came = came
+        asked.timeout = _number(headers, TIMEOUT_HEADER, 0.0)
+        if self.rules.allow_priority:
+            asked.priority = _number(headers, PRIORITY_HEADER, -math.inf)
+        answer = await self._unless_hung_up(handle(model, asked, self.rules), receive)
+        reply = Reply(200, answer) if answering is None else _inferred(model, answer, answering)
+        return _packed(reply, headers)
+
+    async def _unless_hung_up(self, work: Any, receive: Receive) -> Any:
+        """What ``work`` gives; but if the client hangs up it is cancelled, and HungUpError is raised."""
+        stop = Stop()
+
+        async def watch() -> None:
+            while (await receive())["type"] != "http.disconnect":
+                pass
+            stop()
+
+        watching = asyncio.ensure_future(watch())
+        try:
+            return await work
+        except asyncio.CancelledError:
+            if not stop.taken_back():
+                raise
+            raise HungUpError from None
+        finally:
+            watching.cancel()
+
+
+class Stop:
+    """Cancels the task that made it, and knows its own cancellation from that of others."""
+
+    def __init__(self) -> None:
+        self._task = asyncio.current_task()
+        self._done = False
+
+    def __call__(self) -> None:
+        """Cancel the task."""
+        assert self._task is not None
+        self._done = True
+        self._task.cancel()
+
+    def taken_back(self) -> bool:
+        """Whether the cancellation that the task has caught is this one's, which counts no more then."""
+        if self._done and self._task is not None and sys.version_info >= (3, 11):
+            self._task.uncancel()
+        return self._done
+
+
+async def _live(receive: Receive, send: Send) -> None:
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return
+
+
+async def _send(send: Send, scope: Scope, reply: Reply, request_id: bytes) -> None:
+    headers = [
+        (b"content-type", reply.kind),
+        (b"content-length", str(len(reply.body)).encode()),
+        *reply.headers,
+    ]
+    if request_id:
+        headers.append((ID_HEADER, request_id))
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    body = b"" if scope["method"] == "HEAD" else reply.body
+    await send({"type": "http.response.body", "body": body})
+
+
+def _refused(error: RefusedError) -> Reply:
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    if error.retry_after is not None:
+        headers = ((b"retry-after", str(math.ceil(error.retry_after) or 1).encode()),)
+    if error.status == 401:
+        headers = ((b"www-authenticate", b"Bearer"),)
+    if error.status == 405:
+        headers = ((b"allow", error.more.pop("allow").encode()),)
+    return Reply(error.status, write_json({"error": str(error), **error.more}), headers=headers)
+
+
+def _inferred(model: Model, outputs: Any, answering: Answering) -> Reply:
+    body, length = write_inference(model.name, model.signature.version, outputs, answering)
+    if length is None:
+        return Reply(200, body)
+    headers = ((b"inference-header-content-length", str(length).encode()),)
+    return Reply(200, body, b"application/octet-stream", headers)
+
+
+def _packed(reply: Reply, headers: dict[bytes, bytes]) -> Reply:
+    """The same in an encoding that the client takes, if it names one."""
+    accepted = headers.get(b"accept-encoding")
+    if accepted:
+        for one in accepted.decode("latin-1").lower().split(","):
+            name, _, quality = one.replace(" ", "").partition(";")
+            if name in ("gzip", "deflate") and not re.fullmatch(r"q=0(\.0*)?", quality):
+                reply.body = pack(reply.body, name)
+                reply.headers = (*reply.headers, (b"content-encoding", name.encode()))
+                break
+    return reply
+
+
+def _is_file(headers: dict[bytes, bytes], body: bytearray) -> bool:
+    """Whether a body is a file as it is, rather than an inference request."""
+    length = headers.get(b"inference-header-content-length")
+    if length is not None:
+        return length.strip() == b"0"
+    kind = headers.get(b"content-type", b"").split(b";")[0].strip().lower()
+    if kind == b"application/json" or kind.endswith(b"+json"):
+        return False
+    if kind == b"multipart/form-data":
+        raise RefusedError(415, "this server reads no forms; send the file itself as the body")
+    if kind in (b"", b"application/x-www-form-urlencoded"):  # clients that do not say, curl without -H
+        return body.lstrip()[:1] != b"{"
+    return True
+
+
+def _overrides(document: dict[str, Any]) -> bool:
+    parameters = document.get("parameters")
+    return isinstance(parameters, dict) and any(
+        key == "config" or key.startswith("file:") for key in parameters
+    )
+
+
+def _number(headers: dict[bytes, bytes], name: bytes, above: float) -> float | None:
+    text = headers.get(name)
+    if text is None:
+        return None
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not above < value < math.inf:
+        raise RefusedError(400, f"header {name.decode()}: {shown(text.decode('latin-1'))} is no such number")
+    return value
+
+
+def _clean(request_id: bytes) -> bytes:
+    """A request's id as it may be given back and logged."""
+    return request_id if len(request_id) <= 128 and re.fullmatch(rb"[!-~]*", request_id) else b""
+
+
+def _only(method: str, *allowed: str) -> None:
+    if method not in allowed and not (method == "HEAD" and "GET" in allowed):
+        raise RefusedError(
+            405, f"{method} is not allowed here, but {' and '.join(allowed)}", allow=", ".join(allowed)
+        )
