@@ -263,9 +263,11 @@ class Application:
         try:
             return await work
         except asyncio.CancelledError:
-            if not stop.taken_back():
-                raise
-            raise HungUpError from None
+            if stop.taken_back():
+                raise HungUpError from None
+            if self.stopping:  # the server cancels what was not done in time
+                raise RefusedError(503, "the server ends, and this was not done in time") from None
+            raise
         finally:
             watching.cancel()
 

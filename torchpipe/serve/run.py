@@ -72,11 +72,6 @@ def run(application: Application, listening: Listening, bound: socket.socket) ->
     server = server_of(application, listening)
     gc.collect()
     gc.freeze()  # models and modules stay: collections need not look at them again
-    names = ", ".join(model.name for model in application.models)
-    host, port = bound.getsockname()[:2]
-    scheme = "https" if listening.certificate else "http"
-    shown = f"[{host}]" if ":" in host else host
-    log.info("serving %s at %s://%s:%d", names, scheme, shown, port)
     server.run(sockets=[bound])
     try:
         application.models.close(timeout=listening.drain)
@@ -130,6 +125,10 @@ def _class_over(base: Any) -> Any:
         async def startup(self, sockets: Any = None) -> None:
             self.loop = asyncio.get_running_loop()
             await super().startup(sockets)
+            names = ", ".join(model.name for model in self.application.models)
+            host, port = sockets[0].getsockname()[:2]
+            scheme = "https" if self.listening.certificate else "http"
+            log.info("serving %s at %s://%s:%d", names, scheme, f"[{host}]" if ":" in host else host, port)
 
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             """First not ready, then no new connections; at the second signal the end."""
