@@ -372,6 +372,24 @@ def test_what_a_backend_of_the_library_cannot_take_is_the_clients_mistake():
         assert "ResizeMat" in answer.error
 
 
+@pytest.mark.parametrize(("backend", "status"), [("Process[under_test]", 500), ("Process[ResizeMat]", 400)])
+def test_so_it_is_of_backends_in_processes_of_their_own(backend, status):
+    def fails(data):
+        raise torchpipe.RequestError("mine")
+
+    torchpipe.register_backend(fails, "under_test")
+    config = {"backend": backend, **({"resize_h": 4, "resize_w": 4} if status == 400 else {})}
+    with torchpipe.pipe(config) as pipe, Served(pipe) as served:
+        answer = served.infer(body=document("a"))
+        assert answer.status == status, answer.body
+
+
+@pytest.mark.parametrize("value", ["1e999", "-1e999", "[1]", "{}", "null"])
+def test_a_parameter_that_is_no_value_is_refused(echo, value):
+    body = json.dumps(document("a", parameters={"mine": 0})).replace('"mine": 0', f'"mine": {value}')
+    assert echo.infer(body=body.encode(), content_type="application/json").status == 400
+
+
 def test_one_bad_row_fails_the_call_and_the_neighbours_of_other_clients_are_unharmed(serving):
     def fails_for_b(data):
         if data == b"b":

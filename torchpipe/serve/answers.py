@@ -183,6 +183,8 @@ def _bytes(value: Any) -> bytes:
 
 def _seen(name: str, values: list[Any], rows: bool) -> Output:
     """An output as its values are: equal tensors stacked, numbers, text; anything else as JSON in BYTES."""
+    if all(type(value) in (str, bytes) for value in values):
+        return Output(name, "BYTES", (len(values),), [_bytes(value) for value in values])
     values = [_host(value) for value in values]
     arrays = [value for value in values if isinstance(value, np.ndarray)]
     if len(arrays) == len(values) and len({(each.dtype, each.shape) for each in arrays}) == 1:

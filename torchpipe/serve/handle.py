@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import time
 from dataclasses import dataclass, field
 from typing import Any
@@ -140,7 +141,7 @@ def _settle(requests: list[Request], asked: Inference, rules: Rules) -> float | 
         priority = asked.parameters["priority"]
         if not rules.allow_priority:
             raise RefusedError(400, "parameter 'priority': this server does not let clients say it")
-        if type(priority) not in (int, float):
+        if type(priority) not in (int, float) or not abs(priority) < 1e300:
             raise RefusedError(400, f"parameter 'priority' = {shown(priority)}: a number")
     if priority is not None and rules.allow_priority:
         for request in requests:
@@ -200,7 +201,7 @@ def _keys(parameters: dict[str, Any], pipe: Pipe) -> Request:
         if name in PROTOCOLS or name.startswith("triton_"):
             continue
         _check_key(f"parameter {name!r}", name, pipe)
-        if not isinstance(value, (str, bool, int, float)):
+        if not isinstance(value, (str, bool, int, float)) or value in (math.inf, -math.inf):
             raise RefusedError(400, f"parameter {name!r} = {shown(value)}: a text, a number or a boolean")
         keys[name] = value
     return keys

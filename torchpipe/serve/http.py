@@ -40,6 +40,9 @@ Send = Callable[[Any], Awaitable[None]]
 AFTER_CLIENT = 499
 """What the access log says of a client that hung up; it is sent to nobody."""
 
+WATCHED = 0.002
+"""Seconds after which the server looks whether the client of a call is still there."""
+
 TIMEOUT_HEADER = b"x-request-timeout"
 PRIORITY_HEADER = b"x-request-priority"
 ID_HEADER = b"x-request-id"
@@ -251,15 +254,20 @@ class Application:
         return _packed(reply, headers)
 
     async def _unless_hung_up(self, work: Any, receive: Receive) -> Any:
-        """What ``work`` gives; but if the client hangs up it is cancelled, and HungUpError is raised."""
+        """What ``work`` gives; but if the client hangs up it is cancelled, and HungUpError is raised.
+
+        Whoever is answered sooner than ``WATCHED`` is not watched: a task costs more than what it could save.
+        """
         stop = Stop()
+        watching: list[asyncio.Task[None]] = []
+        loop = asyncio.get_running_loop()
 
         async def watch() -> None:
             while (await receive())["type"] != "http.disconnect":
                 pass
             stop()
 
-        watching = asyncio.ensure_future(watch())
+        timer = loop.call_later(WATCHED, lambda: watching.append(loop.create_task(watch())))
         try:
             return await work
         except asyncio.CancelledError:
@@ -269,7 +277,9 @@ class Application:
                 raise RefusedError(503, "the server ends, and this was not done in time") from None
             raise
         finally:
-            watching.cancel()
+            timer.cancel()
+            for task in watching:
+                task.cancel()
 
 
 class Stop:

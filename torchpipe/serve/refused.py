@@ -6,7 +6,6 @@ import os
 import re
 import sysconfig
 import traceback
-from types import TracebackType
 from typing import Any
 
 from ..errors import (
@@ -59,7 +58,7 @@ def refused(error: Exception, overload: int = 503, stacks: bool = False) -> Refu
         return RefusedError(503, _text(error))
     if isinstance(error, DeadlineError):
         return RefusedError(504, _text(error))
-    if isinstance(error, (RequestError, MissingKeyError)) and not _raised_by_user(error.__traceback__):
+    if isinstance(error, (RequestError, MissingKeyError)) and not _raised_by_user(error):
         return RefusedError(400, _text(error))
     notes = getattr(error, "__notes__", ())
     more: dict[str, Any] = {"type": type(error).__name__, "node": _node(notes)}
@@ -84,12 +83,17 @@ def _node(notes: Any) -> str | None:
     return None
 
 
-def _raised_by_user(trace: TracebackType | None) -> bool:
+def _raised_by_user(error: BaseException) -> bool:
     """Whether code that is neither ours nor Python's stands on the way to where it was raised."""
+    files = []
+    trace = error.__traceback__
     while trace is not None:
-        file = trace.tb_frame.f_code.co_filename
-        ours = file.startswith((_OURS, "<frozen")) or (file.startswith(_PYTHONS) and _INSTALLED not in file)
-        if not ours:
-            return True
+        files.append(trace.tb_frame.f_code.co_filename)
         trace = trace.tb_next
-    return False
+    if type(error.__cause__).__name__ == "WorkerTraceback":  # the way to it in a worker process, as text
+        files += re.findall(r'^  File "([^"]*)"', str(error.__cause__), re.MULTILINE)
+    return not all(map(_known, files))
+
+
+def _known(file: str) -> bool:
+    return file.startswith((_OURS, "<frozen")) or (file.startswith(_PYTHONS) and _INSTALLED not in file)
