@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
+import traceback
 from concurrent.futures import CancelledError
 from typing import Any
 
@@ -198,7 +200,10 @@ class Order:
         }.get(self.kind)
         if expected and isinstance(error, expected[0]) and expected[1] in str(error):
             return "killed" if self.kind == "kill" else FAULTS[self.kind]
-        return f"WRONG: {self.kind or 'a healthy request'} got {type(error).__name__}: {str(error)[:300]}"
+        frames = traceback.extract_tb(error.__traceback__)[-6:]
+        where = ", ".join(f"{os.path.basename(one.filename)}:{one.lineno} {one.name}" for one in frames)
+        what = self.kind or "a healthy request"
+        return f"WRONG: {what} got {type(error).__name__}: {str(error)[:300]} ({where})"
 
     def _answer(self) -> str:
         n = self.n + 1

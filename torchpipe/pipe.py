@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import weakref
+from collections import deque
 from concurrent.futures import Future
 from typing import Any, NoReturn
 
@@ -458,8 +459,13 @@ class Pipe:
         calls = Calls(1)
         main = threading.current_thread() is threading.main_thread()
         call = Call(given, functools.partial(calls.tell, 0), prepared=(request, route))
-        self._entrance.start([call], send_on=enqueue if main else travel)
-        calls.wait([call], functools.partial(_look, stages))
+        try:
+            self._entrance.start([call], send_on=enqueue if main else travel)
+            calls.wait([call], functools.partial(_look, stages))
+        except BaseException as error:
+            if call.entered:  # where a signal struck nobody waits for it any more; else it has ended by now
+                call.fail(error)
+            raise
 
     def _call_waiting(self, given: list[Request], timeout: float | None) -> None:
         """Have requests run by other threads, so that this one can leave in time."""
@@ -485,11 +491,13 @@ class Pipe:
                     except BaseException as error:  # the others of the list are not left alone for it
                         if from_signal(error):
                             raise
+                        if call.entered:  # a signal's handler raised when it was in: it shall not go on
+                            call.fail(as_error(error))
                         call.tell(as_error(error))
             together.wait(started, functools.partial(_look, stages))
         except BaseException as error:
-            if not isinstance(error, Exception):  # an interrupt: nobody waits for the rest
-                for call in started:
+            for call in calls:  # where a signal struck nobody waits for the rest; else all have ended by now
+                if call.entered:
                     call.fail(error)
             raise
 
@@ -519,11 +527,12 @@ class Pipe:
             if not isinstance(event, Event):
                 raise ValueError(f"'event' must hold a torchpipe.Event, not {type(event).__name__}")
             event.take()
+            tell = functools.partial(_tell_once, deque([event]))
             try:
-                call = Call(request, event.notify, deadline_of(request, timeout), alarm=self._nodes.alarm)
+                call = Call(request, tell, deadline_of(request, timeout), alarm=self._nodes.alarm)
                 self._entrance.admit(call)
             except BaseException as error:
-                event.notify(as_error(error))
+                tell(as_error(error))  # unless it is in, and has ended
                 if from_signal(error):
                     raise
 
@@ -570,6 +579,15 @@ def _refuse_reentry(nodes: Nodes, routing: Routing, request: Request, blocks: bo
         return
     for node in routing.route_of(request).everything():
         node.stage.refuse_reentry(blocks)
+
+
+def _tell_once(events: deque[Event], error: BaseException | None = None) -> None:
+    """Tell an event that a request is over, unless somebody has: a signal may strike when it is in."""
+    try:
+        event = events.pop()
+    except IndexError:
+        return
+    event.notify(error)
 
 
 def _kept(config: Any) -> Any:

@@ -9,6 +9,7 @@ import threading
 import time
 
 import pytest
+import strikes
 from strikes import Strike, Struck
 from threads import LIMIT, Call, backend, copy_data, until
 
@@ -184,6 +185,18 @@ def test_in_many_moments_of_a_call_nothing_is_lost(name, way, every):
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("name", CONFIGS)
 def test_in_any_moment_of_any_call_nothing_is_lost(name, way):
+    check(name, way, every=1)
+
+
+class OrdinaryError(Exception):
+    """What a signal's handler may raise, too: nothing tells it from an error of the call."""
+
+
+@pytest.mark.parametrize(
+    ("name", "way"), [("limit", several), ("limit", evented), ("limit", in_time), ("fork", one)]
+)
+def test_a_handler_that_raises_an_ordinary_error_has_nobody_told_twice(name, way, monkeypatch):
+    monkeypatch.setattr(strikes, "Struck", OrdinaryError)
     check(name, way, every=1)
 
 

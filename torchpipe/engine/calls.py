@@ -20,11 +20,14 @@ class Calls:
 
     def __init__(self, count: int) -> None:
         self._errors: list[BaseException | None] = [None] * count
+        self._untold = dict.fromkeys(range(count))  # each is told once, whoever comes first
         self._missing = deque(range(count))
         self._finished = Flag()
 
     def tell(self, index: int, error: BaseException | None) -> None:
-        """Request ``index`` is over."""
+        """Request ``index`` is over; nothing if that was known."""
+        if self._untold.pop(index, self) is not None:
+            return
         self._errors[index] = error
         self._missing.pop()
         if not self._missing:
