@@ -20,7 +20,6 @@ SCRIPT = """
 import gc, os, sys
 import numpy as np, torch, torchpipe
 
-pytestmark = pytest.mark.slow
 
 def resident():
     return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
@@ -42,6 +41,8 @@ with torchpipe.pipe(config) as pipe:
     gc.collect()
     print(resident() - before)
 """
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/statm"), reason="reads Linux's figures")
