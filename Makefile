@@ -1,4 +1,4 @@
-.PHONY: help demo ocr test lint fix bench docs site site-serve site-check test-all setup
+.PHONY: help demo ocr test lint fix bench docs site site-serve site-check site-test test-all setup
 python = .venv/bin/python
 
 help:  ## list these targets
@@ -11,9 +11,11 @@ ocr: setup  ## read the text in the example pictures, with a graph of three netw
 	$(python) examples/ocr/run.py
 test: setup  ## the test suite, but for what takes minutes
 	$(python) -m pytest -m "not slow"
-test-all: setup site-check  ## all tests: storms, soaks, servers and browsers too
+test-all: setup site-check  ## all tests but those in a browser: storms, soaks and servers too
+	$(python) -m pytest -m "not browser"
+site-test: setup  ## build the site, and look at every page in a real browser
 	scripts/browser
-	$(python) -m pytest
+	$(python) -m pytest -m browser
 lint: setup  ## formatter, linter and types
 	scripts/lint
 fix: setup  ## the same, and mend what can be mended

@@ -425,7 +425,7 @@ def seen(site, built, names, tmp_path_factory):
 
 def marked(test):
     """It takes minutes, most of them for the first of these tests."""
-    return pytest.mark.slow(pytest.mark.timeout(3000)(test))
+    return pytest.mark.browser(pytest.mark.slow(pytest.mark.timeout(3000)(test)))
 
 
 @marked
