@@ -154,7 +154,7 @@ def enter(name, node, before, left) -> dict:
         return dict(left[source][0])
     own = {}
     for source, pairs in node["taken"].items():
-        those = [left[n] for n in ([source] if source else before[name])]
+        those = [left[n] for n in ([source] if source else sorted(before[name]))]  # by name: n10 before n2
         those = [one for one, ran in those if ran] + [one for one, ran in those if not ran]
         for theirs, ours in pairs:
             having = [one for one in those if theirs in one]
