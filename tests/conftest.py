@@ -1,6 +1,7 @@
 """What all tests share."""
 
 import pytest
+from threads import Gate, backend, copy_data
 
 from torchpipe import registry
 
@@ -15,3 +16,23 @@ def registry_as_before():
     for table, copy in zip(tables, copies, strict=True):
         table.clear()
         table.update(copy)
+
+
+@pytest.fixture
+def gate():
+    """Where backends of a test stop until it opens, at its end at the latest."""
+    gate = Gate()
+    yield gate
+    gate.open()
+
+
+@pytest.fixture
+def held(gate):
+    """A backend ``Held`` that stops at the gate for ``hold``."""
+
+    def forward(batch):
+        if batch[0]["data"] == "hold":
+            gate.stop()
+        copy_data(batch)
+
+    backend("Held", forward)

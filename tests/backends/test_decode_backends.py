@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from images import CAT, PHOTOS, encoded, noise, photo, refusal, run, same
+from images import CAT, PHOTOS, encoded, noise, photo, same
+from onenode import refusal, run
 from PIL import Image
 
 from torchpipe import ConfigError, Pipe

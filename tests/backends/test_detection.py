@@ -8,26 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onenode import refusal, run
 
 import torchpipe
-from torchpipe import ConfigError, ConfigWarning, MissingKeyError, Pipe, RequestError
+from torchpipe import ConfigError, ConfigWarning, MissingKeyError, Pipe
 
 settled = settings(max_examples=60, deadline=None)
 V8, V5, X = "YoloV8Boxes", "YoloV5Boxes", "YoloXBoxes"
-
-
-def run(config, **request) -> dict:
-    with Pipe(config) as pipe:
-        pipe(request)
-    return request
-
-
-def refusal(config, error=RequestError, **request) -> str:
-    """The message of the error; the request has no result."""
-    with Pipe(config) as pipe, pytest.raises(error) as caught:
-        pipe(request)
-    assert "result" not in request
-    return str(caught.value)
 
 
 def overlap(a, b) -> float:

@@ -9,7 +9,8 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from images import noise, photo, refusal, run, same
+from images import noise, photo, same
+from onenode import refusal, run
 from threads import all_at_once
 
 from torchpipe import ConfigError, MissingKeyError, Pipe, RequestError, reference

@@ -12,7 +12,8 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from images import CAT, encoded, noise, refusal, run
+from images import CAT, encoded, noise
+from onenode import refusal, run
 from PIL import Image
 
 from torchpipe import Pipe

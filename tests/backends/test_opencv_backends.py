@@ -9,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from images import CAT, IMAGES, PHOTOS, encoded, photo, refusal, run, same
+from images import CAT, IMAGES, PHOTOS, encoded, photo, same
+from onenode import refusal, run
 from PIL import Image
 from threads import all_at_once
 

@@ -5,7 +5,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from images import noise, photo, refusal, run, same
+from images import noise, photo, same
+from onenode import refusal, run
 from PIL import Image
 from threads import all_at_once
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onenode import refusal, run
 from threads import all_at_once
 
 from torchpipe import ConfigError, Pipe, RequestError
@@ -17,20 +18,6 @@ CLASSIFIERS = [
 ]
 gpu = pytest.mark.gpu
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
-
-
-def run(config, **request) -> dict:
-    with Pipe(config) as pipe:
-        pipe(request)
-    return request
-
-
-def refusal(config, **request) -> str:
-    """The message of the RequestError; the request has no result."""
-    with Pipe(config) as pipe, pytest.raises(RequestError) as caught:
-        pipe(request)
-    assert "result" not in request
-    return str(caught.value)
 
 
 def softmax64(scores: torch.Tensor) -> np.ndarray:

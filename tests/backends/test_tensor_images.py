@@ -6,29 +6,16 @@ import torch
 import torch.nn.functional as functional
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from onenode import refusal, run
 from threads import all_at_once
 
-from torchpipe import ConfigError, MissingKeyError, Pipe, RequestError
+from torchpipe import ConfigError, MissingKeyError, Pipe
 from torchpipe.backends.gpu import fused
 from torchpipe.backends.tensor import resize as tensor_resize
 
 gpu = pytest.mark.gpu
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
 LAYOUTS = ["nchw", "chw", "hwc"]
-
-
-def run(config, **request) -> dict:
-    with Pipe(config) as pipe:
-        pipe(request)
-    return request
-
-
-def refusal(config, error=RequestError, **request) -> str:
-    """The message of the error; the request has no result."""
-    with Pipe(config) as pipe, pytest.raises(error) as caught:
-        pipe(request)
-    assert "result" not in request
-    return str(caught.value)
 
 
 def image(channels: int, height: int, width: int, dtype=torch.float32, seed: int = 0) -> torch.Tensor:

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from onenode import refusal, run
 from threads import all_at_once
 
 from torchpipe import ConfigError, Pipe, RequestError
@@ -18,20 +19,6 @@ from torchpipe.backends.tensor.shared import OneThread, torch_device
 CAT = cv2.imread(str(Path(__file__).parents[2] / "demo" / "images" / "cat.jpg"))
 gpu = pytest.mark.gpu
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU")
-
-
-def run(config, **request) -> dict:
-    with Pipe(config) as pipe:
-        pipe(request)
-    return request
-
-
-def refusal(config, **request) -> str:
-    """The message of the RequestError; the request has no result."""
-    with Pipe(config) as pipe, pytest.raises(RequestError) as caught:
-        pipe(request)
-    assert "result" not in request
-    return str(caught.value)
 
 
 def to_tensor(data, data_format: str = "nchw"):

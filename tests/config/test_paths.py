@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from images import CAT, run
+from images import CAT
 from networks import classifier_files
+from onenode import run
 
 import torchpipe
 from torchpipe import ConfigError, Pipe

@@ -9,17 +9,10 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from threads import LIMIT, Call, Gate, all_at_once, backend, copy_data, pipe_threads, until
+from threads import LIMIT, Call, all_at_once, backend, copy_data, pipe_threads, until
 
 import torchpipe
 from torchpipe import DeadlineError, pipe
-
-
-@pytest.fixture
-def gate():
-    gate = Gate()
-    yield gate
-    gate.open()
 
 
 @pytest.fixture

@@ -7,17 +7,10 @@ import threading
 import time
 
 import pytest
-from threads import LIMIT, Call, Gate, all_at_once, backend, copy_data, queued, told, until
+from threads import LIMIT, Call, all_at_once, backend, copy_data, queued, told, until
 
 import torchpipe
 from torchpipe import PipeClosedError, ReentryError, pipe
-
-
-@pytest.fixture
-def gate():
-    gate = Gate()
-    yield gate
-    gate.open()
 
 
 def run(model, **request):

@@ -6,31 +6,12 @@ import time
 import weakref
 
 import pytest
-from threads import LIMIT, Call, Gate, backend, copy_data, pipe_threads, queued, until
+from threads import LIMIT, Call, backend, copy_data, pipe_threads, queued, until
 
 import torchpipe
 from torchpipe import DeadlineError, OverloadedError, pipe
 
 WAYS = ["cancelled", "expired", "a task", "late in a list"]
-
-
-@pytest.fixture
-def gate():
-    gate = Gate()
-    yield gate
-    gate.open()
-
-
-@pytest.fixture
-def held(gate):
-    """A backend that stops at the gate for ``hold``."""
-
-    def forward(batch):
-        if batch[0]["data"] == "hold":
-            gate.stop()
-        copy_data(batch)
-
-    backend("Held", forward)
 
 
 def give_up(model, way, count=1, **keys):

@@ -5,17 +5,10 @@ import threading
 import time
 
 import pytest
-from threads import LIMIT, Call, Gate, all_at_once, backend, copy_data, pipe_threads, told, until
+from threads import LIMIT, Call, all_at_once, backend, copy_data, pipe_threads, told, until
 
 import torchpipe
 from torchpipe import ConfigError, PipeClosedError, StuckError, pipe
-
-
-@pytest.fixture
-def gate():
-    gate = Gate()
-    yield gate
-    gate.open()
 
 
 class TestHealth:

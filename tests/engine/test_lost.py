@@ -7,29 +7,12 @@ import threading
 import time
 
 import pytest
-from threads import LIMIT, Call, Gate, all_at_once, backend, copy_data, queued, told, until
+from threads import LIMIT, Call, all_at_once, backend, copy_data, queued, told, until
 
 import torchpipe
 from torchpipe import DeadlineError, EscapedError, OverloadedError, pipe
 
 NOTHING = {"refused": 0, "expired": 0, "cancelled": 0}
-
-
-@pytest.fixture
-def gate():
-    gate = Gate()
-    yield gate
-    gate.open()
-
-
-@pytest.fixture
-def held(gate):
-    def forward(batch):
-        if batch[0]["data"] == "hold":
-            gate.stop()
-        copy_data(batch)
-
-    backend("Held", forward)
 
 
 def lost(model, node: str = "global") -> dict[str, int]:

@@ -6,17 +6,10 @@ import time
 
 import numpy as np
 import pytest
-from threads import LIMIT, Call, Gate, all_at_once, backend, copy_data, queued, until
+from threads import LIMIT, Call, all_at_once, backend, copy_data, queued, until
 
 import torchpipe
 from torchpipe import ConfigError, DeadlineError, OverloadedError, PipeClosedError, pipe
-
-
-@pytest.fixture
-def gate():
-    gate = Gate()
-    yield gate
-    gate.open()
 
 
 @pytest.fixture

@@ -16,13 +16,6 @@ import torchpipe
 from torchpipe import Event, MissingKeyError, PipeClosedError, RequestError, pipe
 
 
-@pytest.fixture
-def gate():
-    gate = Gate()
-    yield gate
-    gate.open()
-
-
 def run(model, **request):
     model(request)
     return request

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from images import CAT, run
+from images import CAT
+from onenode import run
 
 import torchpipe
 from torchpipe import RequestError

@@ -4,18 +4,11 @@ import asyncio
 import time
 
 import pytest
-from threads import LIMIT, Gate, backend, copy_data, queued
+from threads import LIMIT, backend, copy_data, queued
 
 from torchpipe import DeadlineError, OverloadedError, pipe
 
 SECONDS = 0.02
-
-
-@pytest.fixture
-def gate():
-    gate = Gate()
-    yield gate
-    gate.open()
 
 
 @pytest.fixture(params=[1, 4])

@@ -17,13 +17,6 @@ def refusal(config) -> str:
     return str(caught.value)
 
 
-@pytest.fixture
-def gate():
-    gate = Gate()
-    yield gate
-    gate.open()
-
-
 def sizes_behind(model, gate, requests, sizes):
     """Send ``requests`` in order while the only instance is held, and let them run; the batch sizes."""
     holding = Call(model, {"data": "hold"})

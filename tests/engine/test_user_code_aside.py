@@ -4,17 +4,10 @@ import asyncio
 import time
 
 import pytest
-from threads import LIMIT, Gate, backend, copy_data, until
+from threads import LIMIT, backend, copy_data, until
 
 import torchpipe
 from torchpipe import DeadlineError, PipeClosedError, RequestError, pipe
-
-
-@pytest.fixture
-def gate():
-    gate = Gate()
-    yield gate
-    gate.open()
 
 
 @pytest.fixture(params=["weighs", "splits", "weighs behind a jump"])

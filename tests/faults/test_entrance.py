@@ -9,30 +9,11 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from threads import LIMIT, Call, Gate, backend, copy_data, until
+from threads import LIMIT, Call, backend, copy_data, until
 
 import torchpipe
 from torchpipe import DeadlineError, OverloadedError, PipeClosedError, RequestError, pipe
 from torchpipe.engine.limit import Limit
-
-
-@pytest.fixture
-def gate():
-    gate = Gate()
-    yield gate
-    gate.open()
-
-
-@pytest.fixture
-def held(gate):
-    """A backend that stops at the gate for ``hold``."""
-
-    def forward(batch):
-        if batch[0]["data"] == "hold":
-            gate.stop()
-        copy_data(batch)
-
-    backend("Held", forward)
 
 
 def waiting(model):

@@ -7,17 +7,10 @@ import threading
 import time
 
 import pytest
-from threads import LIMIT, Call, Gate, backend, copy_data, pipe_threads, queued, until
+from threads import LIMIT, Call, backend, copy_data, pipe_threads, queued, until
 
 import torchpipe
 from torchpipe import PipeClosedError, RequestError, StuckError, pipe
-
-
-@pytest.fixture
-def gate():
-    gate = Gate()
-    yield gate
-    gate.open()
 
 
 @pytest.fixture

@@ -4,27 +4,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import pytest
-
-from torchpipe import Pipe, RequestError
 
 IMAGES = Path(__file__).parents[2] / "demo" / "images"
 PHOTOS = [path for path in sorted(IMAGES.glob("*.jpg")) if path.name != "broken.jpg"]
 CAT = (IMAGES / "cat.jpg").read_bytes()
-
-
-def run(config, **request) -> dict:
-    with Pipe(config) as pipe:
-        pipe(request)
-    return request
-
-
-def refusal(config, **request) -> str:
-    """The message of the RequestError; the request has no result."""
-    with Pipe(config) as pipe, pytest.raises(RequestError) as caught:
-        pipe(request)
-    assert "result" not in request
-    return str(caught.value)
 
 
 def photo() -> np.ndarray:
