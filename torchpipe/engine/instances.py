@@ -17,6 +17,7 @@ from ..request import Request
 from ..waits import aside
 from .alarm import Alarm
 from .bound import BoundThread
+from .dispatcher import Dispatcher
 from .faults import Faults
 from .handover import put_in
 from .instance import Instance
@@ -252,10 +253,11 @@ class Instances:
         )
         bound = {thread.instance: thread for thread in self._threads if thread.instance in instances}
         inboxes = {instance: thread.inbox for instance, thread in bound.items()}
-        stage = Stage(self._node.name, instances, rules, self._pool, inboxes, self._alarm)
+        name = self._node.name
+        dispatcher = Dispatcher(name, instances, rules, self._pool, inboxes, self._alarm)
         for thread in bound.values():
-            thread.attach(stage.dispatcher)
-        return stage
+            thread.attach(dispatcher)
+        return Stage(name, instances, rules, dispatcher)
 
     def _selection(self, instances: list[Instance]) -> InOrder | None:
         options, blueprint = self._node.options, self._node.weigh

@@ -8,10 +8,8 @@ from time import perf_counter
 from ..backends.base import Backend
 from ..errors import ReentryError
 from ..request import Request
-from .alarm import Alarm
-from .dispatcher import Dispatcher, Inbox
+from .dispatcher import Dispatcher
 from .instance import Instance, runs_here
-from .pool import Pool
 from .selfwait import waits_for_me
 from .sending import go_on
 from .ticket import Ticket, Way
@@ -23,33 +21,23 @@ class Stage:
 
     Args:
         name: the node's.
-        instances: all of them, and free.
+        instances: all of them.
         rules: what the node's configuration says of its queue.
-        pool: the threads that run batches, beside callers.
-        inboxes: of the bound instances.
-        alarm: has a GPU's queue looked at once more.
+        dispatcher: of these instances.
     """
 
-    def __init__(
-        self,
-        name: str,
-        instances: list[Instance],
-        rules: Rules,
-        pool: Pool,
-        inboxes: dict[Instance, Inbox],
-        alarm: Alarm,
-    ) -> None:
-        self.name, self.instances, self.rules, self.pool = name, instances, rules, pool
+    def __init__(self, name: str, instances: list[Instance], rules: Rules, dispatcher: Dispatcher) -> None:
+        self.name, self.instances, self.rules = name, instances, rules
+        self.dispatcher, self.pool = dispatcher, dispatcher.pool
         self.max = max(instance.max for instance in instances)
-        self.dispatcher = Dispatcher(name, instances, rules, pool, inboxes, alarm)
         self.pass_on: Callable[[], None] | None = None  # takes what is queued to the stage that replaced this
         # What an idle pipe's call reads is at hand here.
-        self.dispatch, self.free = self.dispatcher.dispatch, self.dispatcher.free
-        self.queue, self.pending = self.dispatcher.queue, self.dispatcher.queue.pending
-        self._company, self._portion = self.dispatcher.company, self.dispatcher.portion
+        self.dispatch, self.free = dispatcher.dispatch, dispatcher.free
+        self.queue, self.pending = dispatcher.queue, dispatcher.queue.pending
+        self._company, self._portion = dispatcher.company, dispatcher.portion
         self._pop_free = iter(self.free.pop, None)
-        watched = self.dispatcher.watched
-        self.direct = not (inboxes or self.queue.checks or watched)  # a caller may just run its request
+        # Whether a caller may just run its request.
+        self.direct = not (dispatcher.inboxes or dispatcher.watched or self.queue.checks)
 
     @property
     def backends(self) -> list[Backend]:
