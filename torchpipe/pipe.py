@@ -463,8 +463,7 @@ class Pipe:
             self._entrance.start([call], send_on=enqueue if main else travel)
             calls.wait([call], functools.partial(_look, stages))
         except BaseException as error:
-            if call.entered:  # where a signal struck nobody waits for it any more; else it has ended by now
-                call.fail(error)
+            _abandon([call], error)
             raise
 
     def _call_waiting(self, given: list[Request], timeout: float | None) -> None:
@@ -496,9 +495,7 @@ class Pipe:
                         call.tell(as_error(error))
             together.wait(started, functools.partial(_look, stages))
         except BaseException as error:
-            for call in calls:  # where a signal struck nobody waits for the rest; else all have ended by now
-                if call.entered:
-                    call.fail(error)
+            _abandon(calls, error)
             raise
 
     def _call_list(self, given: list[Request], timeout: float | None) -> None:
@@ -579,6 +576,13 @@ def _refuse_reentry(nodes: Nodes, routing: Routing, request: Request, blocks: bo
         return
     for node in routing.route_of(request).everything():
         node.stage.refuse_reentry(blocks)
+
+
+def _abandon(calls: list[Call], error: BaseException) -> None:
+    """Where a signal struck nobody waits for them any more; else all have ended by now."""
+    for call in calls:
+        if call.entered:
+            call.fail(error)
 
 
 def _tell_once(events: deque[Event], error: BaseException | None = None) -> None:

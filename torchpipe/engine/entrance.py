@@ -116,15 +116,16 @@ class Entrance:
     def start(self, calls: list[Call], send_on: Callable[[list[Ticket]], None] = enqueue) -> None:
         """Send requests on their way; each is told when it is over. ``send_on`` queues their tickets."""
         tickets: list[Ticket] | None = None
-        if self.closed and any(call.prepared is None for call in calls):
+        new = any(call.prepared is None for call in calls)  # else they were let in before
+        if new:
             self.refuse_closed()  # before anything is taken: in a forked child, locks may be held for ever
         for _ in iter(functools.partial(self.inside.extend, [None] * len(calls)), False):
             break  # an iterator for the same reason as count_in
         try:
             for call in calls:
                 call.entered = True
-            if any(call.prepared is None for call in calls):  # else they were let in before
-                self.refuse_closed()
+            if new:
+                self.refuse_closed()  # once more, now that a close would wait for them
             self._pool.grow()  # if the system has no thread left this is the time to say so
             steps: list[Step] = []
             for call in calls:
