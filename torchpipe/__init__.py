@@ -9,6 +9,7 @@ from .backends.flow.jump import Jump, MapReduce
 from .config.pipe_config import parse_toml
 from .drawing import show
 from .errors import (
+    CancelledError,
     ConfigError,
     ConfigWarning,
     DeadlineError,
@@ -66,6 +67,7 @@ __all__ = [
     "Backend",
     "ConfigError",
     "ConfigWarning",
+    "CancelledError",
     "DeadlineError",
     "EscapedError",
     "Event",

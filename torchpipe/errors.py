@@ -72,6 +72,13 @@ class DeadlineError(TorchpipeError, TimeoutError):
     """
 
 
+class CancelledError(TorchpipeError, RuntimeError):
+    """The call's ``cancelled`` has said that nobody wants the answer any more; or a stream was left.
+
+    What to do: nothing. Nodes that had not started did not run.
+    """
+
+
 class OverloadedError(TorchpipeError, RuntimeError):
     """There is no room for one more request, or it would be late (``max_pending``, ``max_queue``, ...).
 

@@ -13,6 +13,7 @@ import threading
 import time
 import weakref
 from collections import deque
+from collections.abc import Callable
 from concurrent.futures import Future
 from typing import Any, NoReturn
 
@@ -31,12 +32,15 @@ from .engine.nodes import Nodes
 from .engine.pool import Substitute
 from .engine.promise import Promise
 from .engine.routing import Routing
+from .engine.selfwait import LOOK
 from .engine.sending import enqueue
 from .engine.stage import Stage
 from .engine.unscheduled import Unscheduled
+from .engine.wanted import Wanted
 from .engine.warmup import warm_up
 from .environment import settle_process
 from .errors import (
+    CancelledError,
     ConfigError,
     DeadlineError,
     OverloadedError,
@@ -121,7 +125,12 @@ class Pipe:
     # Calling
 
     def __call__(
-        self, data: Request | list[Request] | None = None, *, timeout: float | None = None, **kwargs: Any
+        self,
+        data: Request | list[Request] | None = None,
+        *,
+        timeout: float | None = None,
+        cancelled: Callable[[], Any] | None = None,
+        **kwargs: Any,
     ) -> None:
         """Process one request or a list of them; what was computed is written into the dicts.
 
@@ -137,12 +146,16 @@ class Pipe:
         Args:
             data: a dict with the key ``data``, or a list of such dicts.
             timeout: seconds that the call may take.
+            cancelled: says whether nobody wants the answer any more, as when a client has hung up. It is
+                asked before each node, and now and then while the call waits, by any thread. Once it is true,
+                nodes that have not started are not run. Not for requests with ``event``.
             **kwargs: more keys, merged into the dict or into each of the list.
 
         Raises:
             RequestError: neither a dict nor a list of dicts.
             MissingKeyError: ``data`` is missing, or ``node_name`` is needed or unknown.
             DeadlineError: it was not done in time; the dict is not touched any more.
+            CancelledError: ``cancelled`` was true; the same. What it raises itself comes out, too.
             OverloadedError: too many requests are inside (``max_pending``, ``max_queue``).
             PipeClosedError: after ``close()``.
             Exception: what a backend raised, with a note that names node and backend; of a list the first
@@ -154,16 +167,17 @@ class Pipe:
             if "event" in data:
                 self._call_evented([data], timeout)
             elif timeout is None and "deadline" not in data and self._entrance.limit is None:
-                self._call_one(data)
+                self._call_one(data, cancelled and Wanted(cancelled))
             else:
-                self._call_waiting([data], timeout)
+                self._call_waiting([data], timeout, cancelled and Wanted(cancelled))
         elif isinstance(data, list):
             for request in data:
                 if not isinstance(request, dict):
                     raise RequestError(f"a list of requests holds dicts, not {type(request).__name__}")
                 request.update(kwargs)
             self._call_evented([request for request in data if "event" in request], timeout)
-            self._call_list([request for request in data if "event" not in request], timeout)
+            together = [request for request in data if "event" not in request]
+            self._call_list(together, timeout, cancelled)
         else:
             raise RequestError(f"a request is a dict or a list of dicts, not {type(data).__name__}")
 
@@ -428,7 +442,7 @@ class Pipe:
         assert isinstance(stage, Unscheduled)
         return stage
 
-    def _call_one(self, given: Request) -> None:
+    def _call_one(self, given: Request, wanted: Wanted | None) -> None:
         for _ in self._entrance.count_in:
             break
         branched = False
@@ -436,41 +450,51 @@ class Pipe:
             self._entrance.refuse_closed()
             request, route = self._routing.prepare(given)
             while route.line is not None:
-                walk(request, route.line)
+                walk(request, route.line, wanted)
                 next_route = self._routing.once_more(request) if self.config.restart else None
                 if next_route is None:
                     self._routing.fill_in(given, request)
                     return
                 route = next_route
             branched = True
-            self._call_branched(given, request, route)
-        except (OverloadedError, DeadlineError) as error:
+            self._call_branched(given, request, route, wanted)
+        except (OverloadedError, DeadlineError, CancelledError) as error:
             if not branched:  # else it has been counted by now
                 self._entrance.lost.ended(error)
             raise
         finally:
             self._entrance.inside.pop()
 
-    def _call_branched(self, given: Request, request: Request, route: Route) -> None:
-        """The caller's thread goes along, but for the main one: an interrupt could make it leave a branch."""
+    def _call_branched(self, given: Request, request: Request, route: Route, wanted: Wanted | None) -> None:
+        """The caller's thread goes along, unless it may leave a branch: for an interrupt, or ``wanted``."""
         stages = {node.stage for node in route.everything()}
         for stage in stages:
             stage.refuse_reentry()
         calls = Calls(1)
-        main = threading.current_thread() is threading.main_thread()
-        call = Call(given, functools.partial(calls.tell, 0), prepared=(request, route))
+        leaves = wanted is not None or threading.current_thread() is threading.main_thread()
+        call = Call(
+            given,
+            functools.partial(calls.tell, 0),
+            cancelled=bool if wanted is None else wanted.over,
+            prepared=(request, route),
+        )
         try:
-            self._entrance.start([call], send_on=enqueue if main else travel)
-            calls.wait([call], functools.partial(_look, stages))
+            self._entrance.start([call], send_on=enqueue if leaves else travel)
+            _wait(calls, [call], stages, wanted)
         except BaseException as error:
             _abandon([call], error)
             raise
 
-    def _call_waiting(self, given: list[Request], timeout: float | None) -> None:
+    def _call_waiting(self, given: list[Request], timeout: float | None, wanted: Wanted | None) -> None:
         """Have requests run by other threads, so that this one can leave in time."""
         together = Calls(len(given))
         calls = [
-            Call(request, functools.partial(together.tell, index), deadline_of(request, timeout))
+            Call(
+                request,
+                functools.partial(together.tell, index),
+                deadline_of(request, timeout),
+                cancelled=bool if wanted is None else wanted.over,
+            )
             for index, request in enumerate(given)
         ]
         routes = {self._routing.route_of(request) for request in given}
@@ -485,7 +509,7 @@ class Pipe:
             else:
                 for call in calls:
                     try:
-                        self._entrance.admit(call)
+                        self._entrance.admit(call, wanted)
                         started.append(call)
                     except BaseException as error:  # the others of the list are not left alone for it
                         if from_signal(error):
@@ -493,18 +517,20 @@ class Pipe:
                         if call.entered:  # a signal's handler raised when it was in: it shall not go on
                             call.fail(as_error(error))
                         call.tell(as_error(error))
-            together.wait(started, functools.partial(_look, stages))
+            _wait(together, started, stages, wanted)
         except BaseException as error:
             _abandon(calls, error)
             raise
 
-    def _call_list(self, given: list[Request], timeout: float | None) -> None:
+    def _call_list(
+        self, given: list[Request], timeout: float | None, cancelled: Callable[[], Any] | None
+    ) -> None:
         if self._unscheduled is not None and given:
             self._call_unscheduled(given, self._unscheduled)
         elif len(given) == 1:
-            self(given[0], timeout=timeout)
+            self(given[0], timeout=timeout, cancelled=cancelled)
         elif given:
-            self._call_waiting(given, timeout)
+            self._call_waiting(given, timeout, cancelled and Wanted(cancelled))
 
     def _call_unscheduled(self, given: list[Request], unscheduled: Unscheduled) -> None:
         for _ in self._entrance.count_in:
@@ -564,10 +590,25 @@ class Pipe:
                 stage.flush(error)
 
 
-def _look(stages: set[Stage | Unscheduled]) -> None:
-    """Raise ReentryError where a backend waits for the current thread, and that for an instance of it."""
-    for stage in stages:
-        stage.refuse_waiting_for_itself()
+def _wait(calls: Calls, started: list[Call], stages: set[Stage | Unscheduled], wanted: Wanted | None) -> None:
+    """Wait for all ``calls``, and raise the first error of them.
+
+    ReentryError where a backend waits for the current thread, and that for an instance of it; CancelledError
+    where they are ``wanted`` no more.
+    """
+
+    def look() -> None:
+        if wanted is not None:
+            wanted.refuse_cancelled()
+        for stage in stages:
+            stage.refuse_waiting_for_itself()
+
+    try:
+        calls.wait(started, look, LOOK if wanted is None else wanted.LOOK)
+    except CancelledError:
+        if wanted is not None:
+            wanted.seen()  # what the caller's own function has raised, maybe
+        raise
 
 
 def _refuse_reentry(nodes: Nodes, routing: Routing, request: Request, blocks: bool = True) -> None:

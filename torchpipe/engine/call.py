@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from time import monotonic
 from typing import Any
 
-from ..errors import DeadlineError
+from ..errors import CancelledError, DeadlineError
 from ..raised import as_error
 from ..request import Request
 from ..waits import aside
@@ -139,8 +139,11 @@ class Call:
                     computed = {}  # it was not done
             except BaseException as raised:
                 error = raised
-        if error is None and not computed and self._late():
-            error = self._too_late()  # it was dropped for that
+        if error is None and not computed:  # it was dropped
+            if self._late():
+                error = self._too_late()
+            elif self.cancelled():
+                error = CancelledError("cancelled: nobody wants the answer any more")
         error = error and as_error(error)
         mine = tell = False
         try:

@@ -7,12 +7,16 @@ import time
 from collections import deque
 from collections.abc import Callable
 
-from ..errors import ReentryError
+from ..errors import CancelledError, ReentryError
 from ..raised import own_copy
 from ..waits import Flag
 from .call import Call
 from .pool import Substitute
 from .selfwait import LOOK
+
+
+def _deadline(call: Call) -> float:
+    return math.inf if call.deadline is None else call.deadline
 
 
 class Calls:
@@ -33,23 +37,23 @@ class Calls:
         if not self._missing:
             self._finished.set()
 
-    def wait(self, started: list[Call], look: Callable[[], None] = lambda: None) -> None:
+    def wait(self, started: list[Call], look: Callable[[], None] = lambda: None, every: float = LOOK) -> None:
         """Wait for all, each of those ``started`` at most until its deadline, and raise the first error.
 
         ``look`` is called now and then; what it raises ends those that were started.
         """
+        ends = sorted((call for call in started if call.deadline is not None), key=_deadline, reverse=True)
         with Substitute():
-            for call in sorted(started, key=lambda one: one.deadline or math.inf):
-                if call.deadline is None:
+            while True:  # ended by the last request's tell
+                left = _deadline(ends[-1]) - time.monotonic() if ends else math.inf
+                if self._finished.wait(min(every, left)):
                     break
-                # ended by the last request's tell, or the deadline
-                if self._finished.wait(max(call.deadline - time.monotonic(), 0)):
-                    break
-                call.expire()
-            while not self._finished.wait(LOOK):  # ended by the last request's tell
+                if left <= every and ends:
+                    ends.pop().expire()
+                    continue
                 try:
                     look()
-                except ReentryError as error:
+                except (ReentryError, CancelledError) as error:
                     for call in started:
                         call.fail(own_copy(error))
         failed = [error for error in self._errors if error is not None]

@@ -20,6 +20,7 @@ from .nodes import Nodes
 from .routing import Routing
 from .sending import drop, enqueue, tickets_of
 from .ticket import Step, Ticket
+from .wanted import Wanted
 
 
 class Entrance:
@@ -59,12 +60,12 @@ class Entrance:
         if self.limit is not None and self.limit.waiting():
             surely(self.limit.open)  # who is let in and not told, for an interrupt between, would hang
 
-    def admit(self, call: Call) -> None:
+    def admit(self, call: Call, wanted: Wanted | None = None) -> None:
         """Let a request in, waiting for room where that is limited, and send it on its way."""
         try:
             if self.limit is not None:
                 self.refuse_closed()
-                self.limit.enter(call, call.given, call.deadline)
+                self.limit.enter(call, call.given, call.deadline, wanted)
             self.start([call])
         except BaseException as error:
             self._turned_away(call, error)

@@ -14,17 +14,26 @@ from .parts import split
 from .pool import Pool
 from .sending import drop, send, tickets_of
 from .ticket import Step, Ticket
+from .wanted import Wanted
 
 
-def walk(request: Request, line: list[Node]) -> None:
-    """Take a request along ``line`` in the current thread; the first node's filter is not asked."""
+def walk(request: Request, line: list[Node], wanted: Wanted | None = None) -> None:
+    """Take a request along ``line`` in the current thread; the first node's filter is not asked.
+
+    Raises:
+        CancelledError: it is ``wanted`` no more, which is asked before each node and while it waits at one.
+    """
     start = line[0]
     for node in line:
+        if wanted is not None:
+            wanted.refuse_cancelled()
         status = Status.Run if node is start else node.decide(request)
         if status is Status.Run:
-            node.stage.run(request)
+            node.stage.run(request, wanted)
         elif status is not Status.Skip:
-            return  # all other answers skip the rest of a line, or break off
+            break  # all other answers skip the rest of a line, or break off
+    if wanted is not None:
+        wanted.seen()  # it was dropped, then, and has no result
 
 
 def travel(tickets: list[Ticket]) -> None:

@@ -16,6 +16,7 @@ from .bulk import size_of
 from .pool import Substitute
 from .priority import rank
 from .selfwait import LOOK
+from .wanted import Wanted
 
 WINDOW = 64
 """The newest departures, from which the rate is computed."""
@@ -59,23 +60,29 @@ class Limit:
     def _count(self) -> int:
         return len(self._inside)
 
-    def enter(self, who: Hashable, request: Request, deadline: float | None = None) -> None:
+    def enter(
+        self, who: Hashable, request: Request, deadline: float | None = None, wanted: Wanted | None = None
+    ) -> None:
         """Come in, or wait until there is room; ``who`` is to :meth:`give_up` whatever is raised here.
 
         Raises:
             OverloadedError: there is no room, and nobody may wait for it.
             DeadlineError: there was none in time.
+            CancelledError: it is ``wanted`` no more.
         """
         size = self.size_of(request)
         room = Flag()
         if not self.ask(who, request, size, room.set):
             left = None if deadline is None else max(deadline - monotonic(), 0)
             until = None if left is None else monotonic() + left
+            look = LOOK if wanted is None else wanted.LOOK
             with Substitute():
                 # ended by whoever leaves, or the deadline
-                while not room.wait(LOOK if until is None else min(LOOK, until - monotonic())):
+                while not room.wait(look if until is None else min(look, until - monotonic())):
                     if until is not None and monotonic() >= until:
                         raise DeadlineError("the request found no room in the pipe in time")
+                    if wanted is not None:
+                        wanted.refuse_cancelled()
                     if self._waited_for():
                         self._bring_in(who)
 

@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from typing import Literal
 
-from ..errors import DeadlineError, OverloadedError
+from ..errors import CancelledError, DeadlineError, OverloadedError
 
 How = Literal["refused", "expired", "cancelled"]
 
@@ -31,6 +31,8 @@ class Lost:
             self.add("refused")  # by the entrance, or by the queue of a node, which counts that itself
         elif isinstance(error, DeadlineError):
             self.add("expired", node)
+        elif isinstance(error, CancelledError):
+            self.add("cancelled", node)
 
     def count(self, how: How, node: str = "") -> int:
         """How many so far, in the whole pipe or at a node."""

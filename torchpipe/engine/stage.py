@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from time import perf_counter
 
 from ..backends.base import Backend
-from ..errors import ReentryError
+from ..errors import CancelledError, ReentryError
 from ..request import Request
 from .dispatcher import Dispatcher
 from .instance import Instance, runs_here
 from .selfwait import waits_for_me
 from .sending import go_on
-from .ticket import Ticket, Way
+from .ticket import Ticket, Waits
 from .waiting import Rules
+from .wanted import Wanted
 
 
 class Stage:
@@ -44,7 +46,7 @@ class Stage:
         """What its instances run."""
         return [instance.backend for instance in self.instances.copy()]
 
-    def run(self, request: Request, journey: Way | None = None) -> None:
+    def run(self, request: Request, journey: Waits | None = None) -> None:
         """Run one request in the caller's thread, or wait while another thread runs it.
 
         If its ``journey``, where it is on one, is over before its turn comes, it is not run.
@@ -90,7 +92,7 @@ class Stage:
             self.pool.put(self.dispatch)  # a signal may have struck between freeing an instance and looking
             raise
 
-    def _run_queued(self, request: Request, journey: Way | None) -> None:
+    def _run_queued(self, request: Request, journey: Waits | None) -> None:
         ticket = Ticket(request, journey)
         try:
             if self.queue.checks and (error := self.queue.refusal(ticket)) is not None:
@@ -103,7 +105,15 @@ class Stage:
                 self._company.ring()
             elif self.free:
                 self.dispatch(ticket)
-            ticket.sleep(self.refuse_waiting_for_itself)
+            if isinstance(journey, Wanted):
+                ticket.sleep(functools.partial(self._look, journey), journey.LOOK)
+            else:
+                ticket.sleep(self.refuse_waiting_for_itself)
+        except CancelledError:
+            if ticket.give_up():
+                ticket.forget()
+                self.given_up()
+            raise
         except BaseException:
             ticket.give_up()
             raise
@@ -158,6 +168,11 @@ class Stage:
                 f"a coroutine of this pipe called its node {self.name!r}, whose coroutines run on the same "
                 "event loop, which would be blocked; await pipe.async_call(request) there"
             )
+
+    def _look(self, wanted: Wanted) -> None:
+        """What speaks against waiting here any longer."""
+        wanted.refuse_cancelled()
+        self.refuse_waiting_for_itself()
 
     def refuse_waiting_for_itself(self) -> None:
         """Raise ReentryError where the thread of an instance waits for the current one, its helper."""

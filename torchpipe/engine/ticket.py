@@ -16,14 +16,18 @@ WOKEN = 60.0
 """Seconds for which a thread that was struck while it waited still waits, so as to wake the next."""
 
 
-class Way(Protocol):
-    """The journey that a request is on, as far as its tickets know it."""
+class Waits(Protocol):
+    """For whom a request waits at a stage, as far as its ticket knows."""
 
     def deadline(self) -> float | None:
         """When the request must be done, on the clock of ``time.monotonic()``."""
 
     def over(self) -> bool:
         """Whether nothing more should be run for it."""
+
+
+class Way(Waits, Protocol):
+    """The journey that a request is on."""
 
     def ran(self, node: Any, request: Request, error: BaseException | None = None) -> list[Step]:
         """A node has run, well or with an error: what to take next."""
@@ -55,7 +59,8 @@ class Ticket:
     Either a thread sleeps until it has run, or its journey goes on with it, from ``node``.
 
     Args:
-        journey: the one that the request is on; it is not run if that is over.
+        journey: a :class:`Way`, the one that the request is on; or, where a thread sleeps, just
+            :class:`Waits`. It is not run if that is over.
         node: where it waits, for its journey, which alone knows what a node is; None: a thread sleeps.
     """
 
@@ -76,7 +81,7 @@ class Ticket:
     weight: int  # how much of a batch it takes; of a selection that looks at requests when they come
     score: float  # what it is like: near scores go well together; the same
 
-    def __init__(self, request: Request, journey: Way | None = None, node: Any = None) -> None:
+    def __init__(self, request: Request, journey: Any = None, node: Any = None) -> None:
         self.request = request
         self.journey, self.node = journey, node
         self.places: Places | None = None  # of those that may wait at its stage, where these are limited
@@ -121,13 +126,15 @@ class Ticket:
         """Its node has run: what its journey takes next."""
         assert self.journey is not None
         self.journey.left(self)
-        return self.journey.ran(self.node, self.request, error)
+        steps: list[Step] = self.journey.ran(self.node, self.request, error)
+        return steps
 
     def dropped(self) -> list[Step]:
         """It is not run, since its journey is over: what to take next."""
         assert self.journey is not None
         self.journey.left(self)
-        return self.journey.end()
+        steps: list[Step] = self.journey.end()
+        return steps
 
     def forget(self) -> None:
         """It was dropped, but lies in a queue still: nothing of its request may stay there."""
@@ -135,10 +142,10 @@ class Ticket:
 
     # Where a thread sleeps
 
-    def sleep(self, look: Callable[[], None]) -> None:
+    def sleep(self, look: Callable[[], None], every: float = LOOK) -> None:
         """Wait until it has run or is dropped. ``look`` is called now and then; raises what ends the wait."""
         with Substitute():
-            while not self._wake.acquire(timeout=LOOK):  # ended by whoever serves it
+            while not self._wake.acquire(timeout=every):  # ended by whoever serves it
                 look()
 
     def wake(self) -> None:
@@ -151,16 +158,18 @@ class Ticket:
         if following is not None:
             following._wake.release()
 
-    def give_up(self) -> None:
-        """Its thread was struck before it slept to the end, and wants it no more.
+    def give_up(self) -> bool:
+        """Its thread leaves before it slept to the end, and wants it no more; whether it only waited.
 
         If the claim fails a batch has it, and what comes of it is dropped; but others may wait to be woken.
         """
         if self.claim():
             self.give_place_back()
-        elif not self._interruptible:
+            return True
+        if not self._interruptible:
             self._wake.acquire(timeout=WOKEN)  # ended by whoever serves it, or the clock
             self.wake_next()
+        return False
 
 
 Step = Union[Ticket, Merge]

@@ -16,7 +16,7 @@ from ..request import Request
 from .faults import Faults
 from .pool import Pool
 from .sending import drop, go_on
-from .ticket import Ticket, Way
+from .ticket import Ticket, Waits
 
 
 class Unscheduled:
@@ -39,7 +39,7 @@ class Unscheduled:
 
             self.forward = on_gpu(backend.forward, gpu)
 
-    def run(self, request: Request, journey: Way | None = None) -> None:
+    def run(self, request: Request, journey: Waits | None = None) -> None:
         """Run one request in the caller's thread."""
         self.run_all([request])
 
