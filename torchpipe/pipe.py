@@ -31,6 +31,8 @@ from .engine.node import Route
 from .engine.nodes import Nodes
 from .engine.pool import Substitute
 from .engine.promise import Promise
+from .engine.reader import Reader
+from .engine.readings import Readings
 from .engine.routing import Routing
 from .engine.selfwait import LOOK
 from .engine.sending import enqueue
@@ -51,6 +53,7 @@ from .errors import (
 )
 from .event import Event
 from .loop import working_thread
+from .partials import AsyncPartials, Partials, Reading
 from .raised import as_error
 from .request import Request
 from .stats import pipe_stats
@@ -113,6 +116,7 @@ class Pipe:
             settle_process()  # now that the backends have imported what they use
             self._routing = Routing(self.config, graph, self._nodes)
             self._entrance = Entrance(self._routing, self.config.limits, self._nodes)
+            self._readings = Readings(self._routing, self._entrance, self._nodes.alarm, self.config.restart)
             warm_up(self._nodes, self._routing, warmup)
             self._nodes.watch()
         except BaseException:
@@ -210,6 +214,48 @@ class Pipe:
             _refuse_reentry(self._nodes, self._routing, request, blocks=False)
         await self._entrance.admit_async(call)
         return await asyncio.wrap_future(future.of(call))
+
+    def stream(self, request: Request, timeout: float | None = None) -> Partials:
+        """Start processing ``request``, and give what its backend yields while that runs.
+
+        >>> for partial in pipe.stream({"data": prompt}):  # doctest: +SKIP
+        ...     print(partial["result"])
+
+        A backend yields where its ``forward_one``, or the function that was registered, is a generator or an
+        async generator. It must be the last to run for the request; of any other only the whole is given.
+
+        Args:
+            request: a dict with the key ``data``; it is filled in at the end.
+            timeout: seconds after which the loop ends with a DeadlineError, whatever was given before.
+
+        Raises:
+            RequestError: it is no dict.
+            ConfigError: something runs behind what yields, and would not see what was given before.
+        """
+        if not isinstance(request, dict):
+            raise RequestError(f"a request is a dict, not {type(request).__name__}")
+        deadline = deadline_of(request, timeout)
+        stages = self._readings.stages_of(request)
+        _refuse_reentry(self._nodes, self._routing, request)
+        reader = Reader()
+        before = dict(request)
+        call = self._readings.start(request, reader, deadline)
+        return Partials(before, reader, call, self, functools.partial(_look, stages))
+
+    def async_stream(self, request: Request, timeout: float | None = None) -> AsyncPartials:
+        """The same for ``async for``: nothing blocks the event loop. The request starts with the loop."""
+        if not isinstance(request, dict):
+            raise RequestError(f"a request is a dict, not {type(request).__name__}")
+        deadline = deadline_of(request, timeout)
+        self._readings.stages_of(request)
+
+        async def start(reader: Reader) -> Reading:
+            if working_thread() != threading.get_ident():  # as in async_call
+                _refuse_reentry(self._nodes, self._routing, request, blocks=False)
+            before = dict(request)
+            return Reading(before, reader, await self._readings.start_async(request, reader, deadline), self)
+
+        return AsyncPartials(start)
 
     # Looking
 
@@ -337,6 +383,7 @@ class Pipe:
             self._abort()
             self._nodes.pool.resize(1)  # who tells those that are refused, while all others hang
         while self._entrance.inside:  # ended by the calls inside, each of which ends on its own
+            self._readings.wait_for_no_reader()
             if not drain:
                 self._abort()
             if until is not None and time.monotonic() > until:
@@ -588,6 +635,13 @@ class Pipe:
                 flush(stage, error)
             else:
                 stage.flush(error)
+        self._readings.end(error)
+
+
+def _look(stages: set[Stage | Unscheduled]) -> None:
+    """Raise ReentryError where a backend waits for the current thread, and that for an instance of it."""
+    for stage in stages:
+        stage.refuse_waiting_for_itself()
 
 
 def _wait(calls: Calls, started: list[Call], stages: set[Stage | Unscheduled], wanted: Wanted | None) -> None:
@@ -600,8 +654,7 @@ def _wait(calls: Calls, started: list[Call], stages: set[Stage | Unscheduled], w
     def look() -> None:
         if wanted is not None:
             wanted.refuse_cancelled()
-        for stage in stages:
-            stage.refuse_waiting_for_itself()
+        _look(stages)
 
     try:
         calls.wait(started, look, LOOK if wanted is None else wanted.LOOK)

@@ -47,14 +47,16 @@ def register_backend(target: Any = None, *names: str, max: int | None = None) ->
     ``async def`` is awaited: a function, ``forward``, ``forward_one`` or ``close``, in the one event loop
     that the pipe has. With ``forward_one`` the requests of a batch are awaited at the same time.
 
+    A generator, async or not, gives partial results, which ``pipe.stream`` reads while it runs: a function
+    yields results, ``forward_one`` of a class yields dicts of keys, such as ``{"result": text}``.
+
     >>> @register_backend
     ... def double(data):
     ...     return 2 * data
     >>> register_backend(SomeClass, "Name")  # doctest: +SKIP
 
     Raises:
-        ConfigError: for a name that is taken by torchpipe itself, or a target of none of these kinds; an
-            async generator is none.
+        ConfigError: for a name that is taken by torchpipe itself, or a target of none of these kinds.
     """
     if target is None or isinstance(target, str):
         given = names if target is None else (target, *names)

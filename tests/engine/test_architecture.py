@@ -35,9 +35,9 @@ def test_arrows_in_the_engine_point_down_the_pages_list(name):
     assert not imported(TREES[name], 1) & set(above)
 
 
-def test_the_engine_knows_no_backend_but_the_base_jump_and_awaited():
+def test_the_engine_knows_no_backend_but_the_base_jump_and_what_awaits_or_yields():
     known = {name for tree in TREES.values() for name in imported(tree, 2) if name.startswith("backends")}
-    assert known == {"backends.awaited", "backends.base", "backends.flow.jump"}
+    assert known == {"backends.awaited", "backends.base", "backends.flow.jump", "backends.yielding"}
 
 
 def test_no_backend_knows_the_engine():

@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from ..errors import ConfigError, PipeClosedError
+from ..errors import PipeClosedError
 from ..loop import EventLoop
 from ..raised import as_error
 from ..reason import Reason
@@ -84,14 +84,7 @@ class Awaited(Backend):
 
 
 def coroutines_of(target: type) -> dict[str, Any]:
-    """What makes an :class:`Awaited` of a class with ``async def`` methods; empty if it has none.
-
-    Raises:
-        ConfigError: one of them is an async generator.
-    """
-    for name in ("forward", "forward_one"):
-        if inspect.isasyncgenfunction(getattr(target, name, None)):
-            raise ConfigError(f"{target.__name__}: its {name} is an async generator, {NO_STREAM}")
+    """What makes an :class:`Awaited` of a class with ``async def`` methods; empty if it has none."""
     members: dict[str, Any] = {}
     if inspect.iscoroutinefunction(target.forward):  # type: ignore[attr-defined]
         members["answer_all"] = target.forward  # type: ignore[attr-defined]
@@ -100,9 +93,6 @@ def coroutines_of(target: type) -> dict[str, Any]:
     if inspect.iscoroutinefunction(getattr(target, "close", None)):
         members["close"] = _closing(target.close)  # type: ignore[attr-defined]
     return members
-
-
-NO_STREAM = "which gives its answer in pieces: that is not supported yet; write request['result'] at the end"
 
 
 def _closing(close: Callable[[Any], Awaitable[None]]) -> Callable[[Any], None]:
@@ -139,18 +129,10 @@ def awaited(
 
 
 def is_awaited(function: Any) -> bool:
-    """Whether calling it gives a coroutine.
-
-    Raises:
-        ConfigError: it gives an async generator.
-    """
+    """Whether calling it gives a coroutine."""
     call = (
         function
         if inspect.isroutine(function) or isinstance(function, functools.partial)
         else type(function).__call__
     )
-    for each in (function, call):
-        if inspect.isasyncgenfunction(each):
-            name = getattr(function, "__name__", type(function).__name__)
-            raise ConfigError(f"{name} is an async generator, {NO_STREAM}")
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)

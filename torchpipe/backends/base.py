@@ -110,6 +110,10 @@ class Backend:
         Called by another thread while ``forward`` runs; ``close`` follows if that ever comes back.
         """
 
+    def last(self) -> Iterator[Backend]:
+        """The backends of which one is the last to run: itself, unless it passes requests on."""
+        yield self
+
     def tree(self) -> Iterator[Backend]:
         """This backend and all inside it, the last of several children first."""
         yield self
@@ -161,7 +165,7 @@ def refuse_returned(returned: Any, batch: list[Request], backend: str) -> None:
         returned.close()
         what = "returned a coroutine, which nobody awaits: write async def forward or forward_one"
     elif inspect.isgenerator(returned) or inspect.isasyncgen(returned):
-        what = "is a generator (it has a yield): a backend writes its result at once"
+        what = "is a generator (it has a yield): a class that is registered may have forward_one as one"
     raise TypeError(
         f"{backend}: its forward {what}; set request['result'] to the answer and return nothing, "
         "or register a function from data to result"

@@ -12,8 +12,9 @@ from ..parameters import BracketText, WholeConfig
 from ..reason import Reason
 from ..registry import built_in, original
 from ..request import Request
-from .awaited import NO_STREAM, Awaited, awaited, coroutines_of, is_awaited
+from .awaited import Awaited, awaited, coroutines_of, is_awaited
 from .base import Backend, refuse_returned
+from .yielding import ONE, Generated, GeneratedAsync, generators_of, yields
 
 NONE = Reason("the function returned None, which means that there is no result")
 
@@ -104,16 +105,27 @@ def adapt(target: Any, name: str, max: int | None) -> type[Backend]:
     """The Backend class for whatever a user registers as ``name``."""
     if isinstance(target, type) and issubclass(target, Backend):
         members = coroutines_of(target)
+        generated = generators_of(target)
+        if generated is not None:
+            return _derive(target.__name__, target, generated[0], members | generated[1])
         return _derive(target.__name__, target, (Awaited, target), members) if members else target
     if _is_v0_class(target):
-        if inspect.isasyncgenfunction(target.forward):
-            raise ConfigError(f"{name!r}: its forward is an async generator, {NO_STREAM}")
+        if inspect.isasyncgenfunction(target.forward) or inspect.isgeneratorfunction(target.forward):
+            raise ConfigError(f"{name!r}: its forward is a generator; derive it from Backend, and {ONE}")
         return _derive(name, target, (Python,), {"__init__": _fixed_init(name)})
     if _is_module(target) and not isinstance(target, type):
         from .engines.module import ModuleTensor, fixed_module
 
         return _derive(name, target, (ModuleTensor,), {"__init__": fixed_module(target)})
     if callable(target) and not isinstance(target, type):
+        partials = yields(target)
+        if partials is not None:
+            if max is not None:
+                raise ConfigError(
+                    f"{name!r} is a generator, which takes one request at a time: leave out max"
+                )
+            base = GeneratedAsync if inspect.isasyncgenfunction(partials["partials"]) else Generated
+            return _derive(name, target, (base,), partials)
         if is_awaited(target):
             members = awaited(target, max is None, _write)
             return _derive(name, target, (Awaited,), {**members, "max": max or 1})

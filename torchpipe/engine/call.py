@@ -17,6 +17,7 @@ from .journey import Journey
 from .lost import Lost
 from .node import Route
 from .pool import Pool
+from .reader import Reader
 from .routing import Routing
 from .ticket import Step
 
@@ -36,6 +37,7 @@ class Call:
         alarm: sees to the deadline, where no thread waits that would.
         cancelled: whether the caller has given it up; asked before each node.
         wanted: asked once at the end; from then on it cannot be given up. If it was, nobody is told.
+        reader: of what is yielded for it, if anybody reads that.
         prepared: the pipe's copy of the request and its way, if it has been let in before.
     """
 
@@ -46,6 +48,7 @@ class Call:
     cancelled: Callable[[], bool] = bool
     wanted: Callable[[], bool] = _always
     prepared: tuple[Request, Route] | None = None
+    reader: Reader | None = None
     entered: bool = field(init=False, default=False)  # from then on it is counted out by whoever ends it
     counted_out: bool = field(init=False, default=False)
     _over: threading.Lock = field(init=False, default_factory=threading.Lock)  # held for ever by who ends it
@@ -139,7 +142,7 @@ class Call:
                     computed = {}  # it was not done
             except BaseException as raised:
                 error = raised
-        if error is None and not computed:  # it was dropped
+        if error is None and "result" not in computed:  # it was dropped, or has stopped in the midst
             if self._late():
                 error = self._too_late()
             elif self.cancelled():

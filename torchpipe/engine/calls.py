@@ -44,9 +44,9 @@ class Calls:
         """
         ends = sorted((call for call in started if call.deadline is not None), key=_deadline, reverse=True)
         with Substitute():
-            while True:  # ended by the last request's tell
+            while True:
                 left = _deadline(ends[-1]) - time.monotonic() if ends else math.inf
-                if self._finished.wait(min(every, left)):
+                if self._finished.wait(min(every, left)):  # ended by the last request's tell
                     break
                 if left <= every and ends:
                     ends.pop().expire()

@@ -136,12 +136,12 @@ class Dispatcher:
             timed_out = company is not None and company.gather(instance, tickets)
             closing = self.queue.closing(instance, tickets, timed_out)
             start = perf_counter()
-            if instance.awaited:
-                instance.watch([(ticket.request, ticket.over) for ticket in tickets])
+            if instance.watched:
+                instance.watch([(ticket.request, ticket.over, ticket.reader()) for ticket in tickets])
             errors = instance.execute([ticket.request for ticket in tickets], closing)
         except BaseException as error:  # not the backend's: that is in errors. Nobody may be left waiting
             errors = [error] * len(tickets)
-        if instance.awaited:
+        if instance.watched:
             instance.watch(())
         instance.wait_times.extend([start - ticket.came for ticket in tickets])
         try:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..backends.awaited import Awaited
 from ..backends.base import Backend, gpu_of, refuse_returned
+from ..backends.yielding import Generated, Reader, watched_in, yielding_in
 from ..errors import from_signal
 from ..gpu_errors import give_memory_back, no_memory
 from ..loop import working_thread
@@ -48,6 +49,14 @@ class Instance:
         if self.stream is not None:
             self.forward = self._on_stream
         self.awaited = [part for part in backend.tree() if isinstance(part, Awaited) and part.awaits]
+        self.yielding = yielding_in(backend)
+        for part in self.yielding:
+            part.alive = self._waits_for_reader
+            if self.stream is not None:
+                part.settle = self.stream.stream.synchronize
+        if any(part is not backend or isinstance(part, Generated) for part in self.yielding):
+            self.max = self.most = min(self.max, max(self.min, 1))  # run again, it would yield all again
+        self.watched = watched_in(backend)
         self.on_host = False  # whether it waits for the values that GPUs are still working on
         self.owner = 0  # the thread that is running it, for refusing re-entry
         self.since = 0.0  # when it started to run
@@ -129,18 +138,30 @@ class Instance:
                 unanswered_by(request, self.node, self.backend.label)
                 self.no_result += 1
 
-    def watch(self, requests: Iterable[tuple[Request, Callable[[], bool]]]) -> None:
-        """Let what it awaits for these be cancelled when it is over for one, or the instance is taken out."""
+    def watch(self, requests: Iterable[tuple[Request, Callable[[], bool], Reader | None]]) -> None:
+        """Let what it awaits or yields for these end when it is over for one, or the instance is taken out.
+
+        What is yielded goes to the reader of each request, if it has one.
+        """
         running = self.running
 
         def given_up(is_over: Callable[[], bool]) -> bool:
             return not running or is_over()
 
         over: dict[int, Callable[[], bool]] = {}
-        for request, is_over in requests:
+        readers: dict[int, Reader] = {}
+        for request, is_over, reader in requests:
             over[id(request)] = functools.partial(given_up, is_over)
-        for part in self.awaited:
+            if reader is not None:
+                readers[id(request)] = reader
+        for part in self.watched:
             part.over = over
+        for part in self.yielding:
+            part.readers = readers
+
+    def _waits_for_reader(self) -> None:
+        """It is not stuck."""
+        self.since = perf_counter()
 
     def _on_stream(self, batch: list[Request]) -> Any:
         assert self.stream is not None

@@ -12,6 +12,7 @@ from ..request import Request
 from .node import Node, Route
 from .parts import split
 from .pool import Pool
+from .reader import Reader
 from .sending import drop, send, tickets_of
 from .ticket import Step, Ticket
 from .wanted import Wanted
@@ -69,6 +70,9 @@ class Owner(Protocol):
 
     deadline: float | None
     """When it must be over, on the clock of ``time.monotonic()``."""
+
+    reader: Reader | None
+    """Who reads what is yielded for it, if anybody."""
 
     def over(self) -> bool:
         """Whether it is of no use any more. Asked before each node."""
@@ -132,6 +136,10 @@ class Journey:
         while journey._outer is not None:
             journey = journey._outer
         return journey._owner.deadline
+
+    def reader(self) -> Reader | None:
+        """Who reads what is yielded for the request; nobody what is yielded for a part of it."""
+        return self._owner.reader if self._outer is None else None
 
     def start_aside(self, request: Request, pool: Pool) -> None:
         """Have its first steps taken by a thread of the pool; until then it can be withdrawn."""

@@ -15,6 +15,7 @@ from ..request import STREAMS_KEY, Request
 from ..waits import Flag
 from .node import Node, Route
 from .pool import Substitute
+from .reader import Reader
 from .sending import send
 from .ticket import Step, Way
 
@@ -27,6 +28,7 @@ class Part:
 
     __slots__ = ("_index", "_parts")
     deadline: float | None = None  # but for that of the journey which it is a part of
+    reader: Reader | None = None
 
     def __init__(self, parts: Parts, index: int) -> None:
         self._parts, self._index = parts, index

@@ -37,6 +37,7 @@ class Stage:
         self.dispatch, self.free = dispatcher.dispatch, dispatcher.free
         self.queue, self.pending = dispatcher.queue, dispatcher.queue.pending
         self._company, self._portion = dispatcher.company, dispatcher.portion
+        self._watched = any(instance.watched for instance in instances)
         self._pop_free = iter(self.free.pop, None)
         # Whether a caller may just run its request.
         self.direct = not (dispatcher.inboxes or dispatcher.watched or self.queue.checks)
@@ -58,6 +59,7 @@ class Stage:
                 company.patience.arrive(perf_counter())
             if (
                 self.direct
+                and (journey is None or not self._watched)
                 and self.free
                 and not self.pending
                 and (company is None or company.bell is None)

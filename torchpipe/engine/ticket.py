@@ -10,6 +10,7 @@ from typing import Any, Protocol, Union
 
 from ..request import Request
 from .pool import Substitute
+from .reader import Reader
 from .selfwait import LOOK
 
 WOKEN = 60.0
@@ -24,6 +25,9 @@ class Waits(Protocol):
 
     def over(self) -> bool:
         """Whether nothing more should be run for it."""
+
+    def reader(self) -> Reader | None:
+        """Who reads what is yielded for it, if anybody."""
 
 
 class Way(Waits, Protocol):
@@ -119,6 +123,11 @@ class Ticket:
     def over(self) -> bool:
         """Whether running it is of no use any more."""
         return self.journey is not None and self.journey.over()
+
+    def reader(self) -> Reader | None:
+        """Who reads what is yielded for it, if anybody."""
+        reader: Reader | None = None if self.journey is None else self.journey.reader()
+        return reader
 
     # Where a journey goes on with it
 

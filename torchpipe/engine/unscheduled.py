@@ -7,8 +7,8 @@ from _thread import get_ident
 from collections.abc import Callable
 from typing import Any
 
-from ..backends.awaited import Awaited
 from ..backends.base import Backend, gpu_of, refuse_returned
+from ..backends.yielding import watched_in, yielding_in
 from ..errors import RequestError
 from ..raised import named, own_copy
 from ..reason import unanswered_by
@@ -29,9 +29,12 @@ class Unscheduled:
         self.max, self.min = backend.max, backend.min
         self.owners: dict[int, None] = {}  # the threads that are in it
         self.where = f"node {name!r}, backend {backend.label}"
-        self._awaited = [part for part in backend.tree() if isinstance(part, Awaited) and part.awaits]
-        for part in self._awaited:
+        self._yielding = yielding_in(backend)
+        self._watched = watched_in(backend)
+        for part in self._watched:
             part.over = {}  # shared by all threads that are in it
+        for part in self._yielding:
+            part.readers = {}
         self.forward: Callable[[list[Request]], Any] = backend.forward
         gpu = gpu_of(backend)
         if gpu is not None:
@@ -108,12 +111,18 @@ class Unscheduled:
             drop(ticket)
             return
         error: BaseException | None = None
-        for part in self._awaited:
+        reader = ticket.reader()
+        for part in self._watched:
             part.over[id(ticket.request)] = ticket.over
+        if reader is not None:
+            for part in self._yielding:
+                part.readers[id(ticket.request)] = reader
         try:
             self.run(ticket.request)
         except BaseException as raised:
             error = raised
-        for part in self._awaited:
+        for part in self._watched:
             part.over.pop(id(ticket.request), None)
+        for part in self._yielding:
+            part.readers.pop(id(ticket.request), None)
         go_on([(ticket, error)])

@@ -51,6 +51,9 @@ class Wanted:
         assert self._error is not None
         raise own_copy(self._error)
 
+    def reader(self) -> None:
+        """Nobody reads while it runs."""
+
     def deadline(self) -> float | None:
         """It has none; a call with one does not go along with its request."""
         return None

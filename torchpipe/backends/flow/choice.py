@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import operator
 import random
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -45,6 +46,10 @@ class Choice(Backend):
             parts[not self.wanted(request)].append(request)
         run_in_pieces(self.first, parts[0])
         run_in_pieces(self.second, parts[1])
+
+    def last(self) -> Iterator[Backend]:
+        yield from self.first.last()
+        yield from self.second.last()
 
     def close(self) -> None:
         with contextlib.ExitStack() as stack:  # each is closed, whatever another one raises

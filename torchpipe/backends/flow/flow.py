@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Iterator
 from typing import Annotated
 
 from pydantic import Field
@@ -107,6 +108,9 @@ class Sequential(Backend):
             names = " and ".join(f"{child.label} ({child.min} to {child.max})" for child in children)
             raise ConfigError(f"Sequential: no number of requests suits all of {names}")
         self._steps = [(child, child.filter or (swap if i else None)) for i, child in enumerate(children)]
+
+    def last(self) -> Iterator[Backend]:
+        return self.children[-1].last()
 
     def forward(self, batch: list[Request]) -> None:
         going = batch
