@@ -526,7 +526,7 @@ class TestAValueThatIsReturned:
         @torchpipe.register_backend
         class Yields(torchpipe.Backend):
             def forward_one(self, request):
-                yield 1
+                return (each for each in [1])
 
         @torchpipe.register_backend
         class Hidden(torchpipe.Backend):
@@ -536,7 +536,7 @@ class TestAValueThatIsReturned:
 
                 return work()
 
-        with torchpipe.pipe({"backend": "Yields"}) as pipe, pytest.raises(TypeError, match="generator"):
+        with torchpipe.pipe({"backend": "Yields"}) as pipe, pytest.raises(TypeError, match="a generator"):
             pipe({"data": 1})
         with torchpipe.pipe({"backend": "Hidden"}) as pipe, pytest.raises(TypeError, match="async def"):
             pipe({"data": 1})
