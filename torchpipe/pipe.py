@@ -27,6 +27,7 @@ from .engine.deadlines import deadline_of, seconds
 from .engine.entrance import Entrance
 from .engine.handover import flush
 from .engine.journey import travel, walk
+from .engine.mailbox import mailbox_of
 from .engine.node import Route
 from .engine.nodes import Nodes
 from .engine.pool import Substitute
@@ -209,11 +210,27 @@ class Pipe:
         if not isinstance(request, dict):
             raise RequestError(f"a request is a dict, not {type(request).__name__}")
         deadline = deadline_of(request, timeout)
-        future, call = self._promise(request, deadline)
         if working_thread() != threading.get_ident():  # a coroutine may await the instance that it occupies
             _refuse_reentry(self._nodes, self._routing, request, blocks=False)
-        await self._entrance.admit_async(call)
-        return await asyncio.wrap_future(future.of(call))
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Request] = loop.create_future()
+        call = Call(
+            request,
+            functools.partial(mailbox_of(loop).put, future, request),
+            deadline,
+            alarm=self._nodes.alarm,
+            cancelled=future.cancelled,
+            wanted=functools.partial(_is_wanted, future),
+        )
+        try:
+            await self._entrance.admit_async(call)
+            return await future
+        except asyncio.CancelledError:
+            future.cancel()
+            call.withdraw()
+            raise
+        finally:
+            del future, call  # an error's traceback holds this frame: no cycle may keep the request alive
 
     def stream(self, request: Request, timeout: float | None = None) -> Partials:
         """Start processing ``request``, and give what its backend yields while that runs.
@@ -636,6 +653,10 @@ class Pipe:
             else:
                 stage.flush(error)
         self._readings.end(error)
+
+
+def _is_wanted(future: asyncio.Future[Any]) -> bool:
+    return not future.cancelled()
 
 
 def _look(stages: set[Stage | Unscheduled]) -> None:
