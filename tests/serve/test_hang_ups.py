@@ -13,6 +13,8 @@ import torchpipe
 pytest.importorskip("uvicorn")
 from served import Served, document
 
+from torchpipe.serve import connections
+
 
 class Gate(torchpipe.Backend):
     """Holds requests until the gate is open, and notes what it has seen."""
@@ -34,6 +36,14 @@ class Later(torchpipe.Backend):
     def forward_one(self, request):
         Later.seen.append(request["data"])
         request["result"] = request["data"]
+
+
+@pytest.fixture(params=["its own thread", "the main loop"], autouse=True)
+def private(request, monkeypatch):
+    """Whether a connection has a thread of its own."""
+    if request.param == "the main loop":
+        monkeypatch.setattr(connections, "MOST", 0)
+    return request.param == "its own thread"
 
 
 @pytest.fixture
@@ -65,16 +75,19 @@ def until(condition):
 
 
 @pytest.mark.parametrize("rows", [1, 2])
-def test_a_client_that_hangs_up_gives_up_its_requests_and_later_nodes_never_run(gate, rows):
+def test_a_client_that_hangs_up_gives_up_its_requests_and_later_nodes_never_run(gate, rows, private):
     with torchpipe.pipe(GRAPH) as pipe, Served(pipe) as served:
         body = json.dumps(document(*[f"left{row}" for row in range(rows)])).encode()
         raw = start(served, body, Content_Type="application/json")
         for _ in range(rows):
             assert gate.entered.acquire(timeout=10)
         raw.close()
+        if not private:  # the thread of the call is told by the main loop
+            until(lambda: not served.connections)
+            assert served.ask("GET", "/v2/health/live").status == 200
+        gate.open.set()
         (model,) = served.application.models
         until(lambda: model.counts.failed == 1)
-        gate.open.set()
         assert served.infer(body=b"next").json["result"] == "bmV4dA=="
         until(lambda: pipe.health()["inside"] == 0)
         assert Later.seen == [b"next"]

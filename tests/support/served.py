@@ -42,6 +42,16 @@ class Served:
         self.application.models.close()
 
     @property
+    def connections(self):
+        """Those that are open now."""
+        return self._server.server_state.connections
+
+    @property
+    def threads(self):
+        """How many threads of their own connections have."""
+        return self._server.threads.count
+
+    @property
     def url(self):
         return f"127.0.0.1:{self.port}"
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Iterable
+from json.encoder import encode_basestring_ascii as quoted
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,8 @@ from .datatypes import DATATYPES, NAMES
 from .refused import RefusedError
 from .signature import Signature, Tensor
 from .tensors import Array, Output
+
+WRITER = json.JSONEncoder(allow_nan=False)
 
 MISSING = object()
 """In the place of a value that a row does not have."""
@@ -39,12 +43,9 @@ def outputs_of(
     """
     if not signature.partial:
         _check_answered(requests)
-    if signature.outputs:
-        names, known = list(signature.outputs), list(signature.outputs)
-    else:
-        names = _found(requests, sent)
-        known = [*dict.fromkeys(key for request in requests for key in request if isinstance(key, str))]
+    names = list(signature.outputs) if signature.outputs else _found(requests, sent)
     if wanted is not None:
+        known = {key for request in requests for key in request}
         for name in wanted:
             if name not in names and (signature.outputs or name not in known or not _shows(name)):
                 raise RefusedError(400, f"output {name!r} is not there. {nearest(name, names)}")
@@ -63,15 +64,24 @@ def plain_answer(request: Request, sent: Request, signature: Signature) -> bytes
     """What one request holds as one JSON object, for whoever sent a file as it is."""
     if not signature.partial:
         _check_answered([request])
-    names: Iterable[str] = _found([request], [sent])
-    if signature.outputs:
-        names = [name for name in signature.outputs if name in request]
-    return _json({name: request[name] for name in names}, "the answer").encode()
+    names: Iterable[str] = signature.outputs or _found([request], [sent])
+    parts = []
+    for name in names:
+        if name in request:
+            value = request[name]
+            if type(value) is bytes:
+                told = f'"{base64.b64encode(value).decode()}"'
+            elif type(value) is str:
+                told = quoted(value)
+            else:
+                told = _json(value, f"the answer's {name!r}")
+            parts.append(f"{quoted(name)}: {told}")
+    return f"{{{', '.join(parts)}}}".encode()
 
 
 def _check_answered(requests: list[Request]) -> None:
-    missing = [row for row, request in enumerate(requests) if TASK_RESULT_KEY not in request]
-    if missing:
+    if not all(TASK_RESULT_KEY in request for request in requests):
+        missing = [row for row, request in enumerate(requests) if TASK_RESULT_KEY not in request]
         rows = [{"row": row, "reason": requests[row].get("reason", "")} for row in missing]
         told = "; ".join(f"row {row['row']}: {row['reason']}" for row in rows[:8])
         raise RefusedError(422, f"no result for {len(missing)} of {len(requests)} rows: {told}", rows=rows)
@@ -236,7 +246,7 @@ def _host(value: Any) -> Any:
 
 def _json(value: Any, what: str) -> str:
     try:
-        return json.dumps(to_plain([value])[0], allow_nan=False)  # in a list: no key of a dict is left out
+        return WRITER.encode(to_plain([value])[0])  # in a list: no key of a dict is left out
     except (RequestError, ValueError) as error:
         raise RefusedError(
             500, f"{what} has no form in the protocol, where [serve] lists no outputs without it: {error}"

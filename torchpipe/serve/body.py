@@ -6,6 +6,7 @@ import json
 import zlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from json.encoder import encode_basestring_ascii as quoted
 from typing import Any, NoReturn
 
 from ..errors import shown
@@ -215,26 +216,27 @@ def write_inference(
     model: str, version: str, outputs: list[Output], answering: Answering
 ) -> tuple[bytes, int | None]:
     """The body of an answer, and how much of it is JSON where bytes follow."""
-    listed: list[dict[str, Any]] = []
+    listed: list[str] = []
     parts: list[bytes] = []
     for output in outputs:
-        one: dict[str, Any] = {
-            "name": output.name,
-            "datatype": output.datatype,
-            "shape": list(output.shape),
-        }
         binary = answering.binary if answering.each is None else answering.each[output.name]
         if binary:
             part = output.to_bytes()
-            one["parameters"] = {"binary_data_size": len(part)}
+            content = f'"parameters":{{"binary_data_size":{len(part)}}}'
             parts.append(part)
+        elif output.datatype == "BYTES":
+            content = f'"data":[{",".join(map(quoted, output.to_list()))}]'
         else:
-            one["data"] = output.to_list()
-        listed.append(one)
-    document: dict[str, Any] = {"model_name": model, "model_version": version, "outputs": listed}
-    if answering.id:
-        document["id"] = answering.id
-    head = write_json(document)
+            content = f'"data":{WRITER.encode(output.to_list())}'
+        shape = ",".join(map(str, output.shape))
+        listed.append(
+            f'{{"name":{quoted(output.name)},"datatype":"{output.datatype}","shape":[{shape}],{content}}}'
+        )
+    asked = f',"id":{quoted(answering.id)}' if answering.id else ""
+    head = (
+        f'{{"model_name":{quoted(model)},"model_version":{quoted(version)},'
+        f'"outputs":[{",".join(listed)}]{asked}}}'
+    ).encode()
     if not parts:
         return head, None
     return b"".join([head, *parts]), len(head)

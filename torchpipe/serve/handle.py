@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from ..errors import DeadlineError, PipeClosedError, nearest, shown
+from ..errors import CancelledError, DeadlineError, PipeClosedError, nearest, shown
 from ..pipe import Pipe
 from ..request import Request
 from .answers import outputs_of, plain_answer
 from .models import Model
 from .refused import RefusedError, refused
 from .signature import Signature, Tensor, may_set
-from .tensors import Array, Output
+from .tensors import Array, Elements, Output
 
 log = logging.getLogger("torchpipe.serve")
 
@@ -57,7 +55,7 @@ class Inference:
     """What a client asks for.
 
     Attributes:
-        inputs: by name: datatype and array.
+        inputs: by name: datatype and array, or elements of BYTES.
         parameters: any others, by name.
         wanted: names of the outputs, None for all.
         file: bytes that were sent as they are, in the place of inputs.
@@ -66,7 +64,7 @@ class Inference:
         priority: what a header gave, or None.
     """
 
-    inputs: dict[str, tuple[str, Array]] = field(default_factory=dict)
+    inputs: dict[str, tuple[str, Array | Elements]] = field(default_factory=dict)
     parameters: dict[str, Any] = field(default_factory=dict)
     wanted: list[str] | None = None
     file: bytes | None = None
@@ -75,16 +73,23 @@ class Inference:
     priority: float | None = None
 
 
-async def handle(model: Model, asked: Inference, rules: Rules) -> list[Output] | bytes:
-    """Run a call; the event loop goes on meanwhile.
+def handle(
+    model: Model, asked: Inference, rules: Rules, cancelled: Callable[[], bool] | None = None
+) -> list[Output] | bytes:
+    """Run a call on this thread, which waits for it.
 
-    If the task is cancelled, the requests are given up: nodes that have not started do not run for them.
+    Args:
+        model: what is called.
+        asked: what the client wants of it.
+        rules: what clients may want.
+        cancelled: whether the client has left. It is asked between nodes and while the call waits.
 
     Returns:
         outputs, or the text of a JSON object where a file was sent.
 
     Raises:
         RefusedError: there is no answer.
+        CancelledError: the client has left. Nodes that had not started did not run.
     """
     try:
         pipe, signature = model.serving(), model.signature
@@ -93,45 +98,41 @@ async def handle(model: Model, asked: Inference, rules: Rules) -> list[Output] |
         requests = [dict(request) for request in sent]
         read = time.perf_counter_ns()
         try:
-            await _run(pipe, requests, deadline)
+            _run(pipe, requests, deadline, cancelled)
         except PipeClosedError:
             if model.pipe is pipe:
                 raise
             requests = [dict(request) for request in sent]  # another one has taken over just now
-            await _run(model.serving(), requests, deadline)
+            _run(model.serving(), requests, deadline, cancelled)
         computed = time.perf_counter_ns()
         answer: list[Output] | bytes
         if asked.file is not None:
             answer = plain_answer(requests[0], sent[0], signature)
         else:
             answer = outputs_of(requests, sent, signature, asked.wanted)
+    except CancelledError:
+        model.counts.did_fail(asked.came)
+        raise
     except Exception as error:
         model.counts.did_fail(asked.came)
         told = refused(error, rules.overload, rules.stacks)
         if told.status == 500:
             log.error("model %s: %s", model.name, told, exc_info=error)
         raise told from error
-    except asyncio.CancelledError:
-        model.counts.did_fail(asked.came)
-        raise
     model.counts.succeeded(len(requests), (asked.came, read, computed, time.perf_counter_ns()))
     return answer
 
 
-async def _run(pipe: Pipe, requests: list[Request], deadline: float | None) -> None:
+def _run(
+    pipe: Pipe, requests: list[Request], deadline: float | None, cancelled: Callable[[], bool] | None
+) -> None:
     """All requests together; of several errors the first, once all are done."""
     timeout = None
     if deadline is not None:
         timeout = deadline - time.monotonic()
         if timeout <= 0:
             raise DeadlineError("the time was over before the call began")
-    if len(requests) == 1:
-        await pipe.async_call(requests[0], timeout)
-        return
-    calls = (pipe.async_call(request, timeout) for request in requests)
-    for outcome in await asyncio.gather(*calls, return_exceptions=True):
-        if isinstance(outcome, BaseException):
-            raise outcome
+    pipe(requests[0] if len(requests) == 1 else requests, timeout=timeout, cancelled=cancelled)
 
 
 def _settle(requests: list[Request], asked: Inference, rules: Rules) -> float | None:
@@ -181,13 +182,11 @@ def requests_of(asked: Inference, signature: Signature, pipe: Pipe) -> list[Requ
             raise RefusedError(400, f"input {name!r} is missing")
     if not rows:
         return [{**shared, **{_key(name, signature): _whole(array) for name, array in columns.items()}}]
-    counts = {name: len(array) for name, array in columns.items()}
-    count = counts[signature.first.name]
-    for name, other in counts.items():
-        if other != count:
-            raise RefusedError(
-                400, f"input {name!r} has {other} rows, and {signature.first.name!r} has {count}"
-            )
+    leading = signature.first.name
+    count = columns[leading].shape[0]
+    for name, array in columns.items():
+        if array.shape[0] != count:
+            raise RefusedError(400, f"input {name!r} has {array.shape[0]} rows, and {leading!r} has {count}")
     if not 1 <= count <= rows:
         raise RefusedError(400, f"{count} rows in one call; this model takes 1 to {rows}")
     keyed = {_key(name, signature): array for name, array in columns.items()}
@@ -217,7 +216,7 @@ def _key(name: str, signature: Signature) -> str:
     return "data" if name == signature.first.name else name
 
 
-def _column(name: str, given: tuple[str, Array], signature: Signature) -> Array:
+def _column(name: str, given: tuple[str, Array | Elements], signature: Signature) -> Array | Elements:
     """An input with its axis of rows, if there is one, as the model takes it."""
     datatype, array = given
     tensor = signature.inputs.get(name)
@@ -228,15 +227,21 @@ def _column(name: str, given: tuple[str, Array], signature: Signature) -> Array:
                 400, f"input {name!r} is none of this model. {nearest(name, signature.inputs)}"
             )
         _check_key(f"input {name!r}", name)
-        if rows and not array.ndim:
+        if rows and not array.shape:
             raise RefusedError(400, f"input {name!r} has no axis of rows")
         return array
     if datatype != tensor.datatype:
         raise RefusedError(400, f"input {name!r} is {tensor.datatype}, not {datatype}")
-    if rows and tensor.shape == (1,) and array.ndim == 1:
-        array = array.reshape(-1, 1)  # one element a row: the second axis may be left out
-    if (rows and not array.ndim) or not tensor.fits(array.shape[1:] if rows else array.shape):
-        raise RefusedError(400, f"input {name!r} has shape {list(array.shape)}, and {_wanted(tensor, rows)}")
+    shape = array.shape
+    if (
+        rows and tensor.shape == (1,) and len(shape) == 1
+    ):  # one element a row: the second axis may be left out
+        if isinstance(array, Elements):
+            return array
+        array = array.reshape(-1, 1)
+        shape = array.shape
+    if (rows and not shape) or not tensor.fits(shape[1:] if rows else shape):
+        raise RefusedError(400, f"input {name!r} has shape {list(shape)}, and {_wanted(tensor, rows)}")
     return array
 
 
@@ -244,14 +249,11 @@ def _wanted(tensor: Tensor, rows: bool) -> str:
     return f"this model takes {[-1, *tensor.shape] if rows else list(tensor.shape)}"
 
 
-def _row(array: Array, row: int) -> Any:
+def _row(array: Array | Elements, row: int) -> Any:
     """One row: an array, or the element itself where there is one of BYTES."""
-    value = array[row]
-    return _whole(value) if array.dtype == object else value
+    return array.row(row) if isinstance(array, Elements) else array[row]
 
 
-def _whole(value: Any) -> Any:
+def _whole(array: Array | Elements) -> Any:
     """A whole tensor: an array, or the element itself where there is one of BYTES."""
-    if isinstance(value, np.ndarray) and value.dtype == object and value.size == 1:
-        return value.item()
-    return value
+    return array.whole() if isinstance(array, Elements) else array

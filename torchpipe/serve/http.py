@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import hmac
 import logging
 import math
 import re
 import sys
+import threading
 import time
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
-from ..errors import shown
+from ..errors import CancelledError, shown
 from . import about
 from .body import (
     Answering,
@@ -29,6 +32,7 @@ from .body import (
 from .handle import Inference, Rules, handle
 from .models import Model, Models
 from .refused import RefusedError
+from .threads import Threads
 
 access = logging.getLogger("torchpipe.access")
 log = logging.getLogger("torchpipe.serve")
@@ -36,6 +40,13 @@ log = logging.getLogger("torchpipe.serve")
 Scope = Any
 Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
+Left = Callable[[], bool]
+
+LEFT = "torchpipe.left"
+"""The key of a scope under which a connection with a thread of its own says whether its client has left.
+
+Where it is, the thread may wait for a call: nobody else is served by it.
+"""
 
 AFTER_CLIENT = 499
 """What the access log says of a client that hung up; it is sent to nobody."""
@@ -79,12 +90,17 @@ class Reply:
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
+Work = Callable[[bytearray, Left | None], Reply]
+"""What answers a request once its body is there, and may take its time; it is told how to see a hang-up."""
+
+
 class Application:
     """The ASGI application over some models.
 
     Attributes:
         models: what is served.
         stopping: set when the process shall end; the server is not ready any more, and serves on.
+        ended: set when the time for what is inside is over.
     """
 
     def __init__(self, models: Models, rules: Rules, doors: Doors) -> None:
@@ -92,6 +108,8 @@ class Application:
         self.rules = rules
         self.doors = doors
         self.stopping = False
+        self.ended = False
+        self._threads = Threads()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -102,35 +120,82 @@ class Application:
             await receive()
             await send({"type": "websocket.close", "code": 1000})
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def answer(self, scope: Scope, body: bytearray, left: Left) -> Reply | None:
+        """Answer a request whose body is there, on this thread, which may wait; None if the client left."""
         came = time.perf_counter_ns()
         headers: dict[bytes, bytes] = dict(scope["headers"])
-        request_id = _clean(headers.get(ID_HEADER, b""))
+        reply: Reply | None
         try:
-            reply = await self._route(scope, headers, receive, came)
-        except HungUpError:
-            self._log(scope, AFTER_CLIENT, came, request_id)
-            return
-        except RefusedError as error:
-            reply = _refused(error)
-        except Exception as error:  # a mistake of ours
-            log.exception("%s %s", scope["method"], shown(scope["path"]))
-            reply = _refused(RefusedError(500, f"the server failed: {type(error).__name__}"))
+            found = self._route(scope, headers, came)
+            if isinstance(found, Reply):
+                reply = found
+            else:
+                reply = found(self._checked(headers, body), self._giving_up(left))
+        except Exception as error:
+            reply = self._told(scope, error)
+        return self._ended(scope, headers, reply, came)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The same for a body that is still to come, in an event loop."""
+        came = time.perf_counter_ns()
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        reply: Reply | None
         try:
-            await _send(send, scope, reply, request_id)
-        except OSError:
-            pass  # the client has gone, which servers may say here
-        self._log(scope, reply.status, came, request_id)
+            found = self._route(scope, headers, came)
+            if isinstance(found, Reply):
+                reply = found
+            else:
+                body = await self._body(headers, receive)
+                if LEFT in scope:
+                    reply = found(body, self._giving_up(scope[LEFT]))
+                else:
+                    reply = await self._in_thread(found, body, receive)
+        except Exception as error:
+            reply = self._told(scope, error)
+        reply = self._ended(scope, headers, reply, came)
+        if reply is not None:
+            try:
+                await _send(send, scope, reply)
+            except OSError:
+                pass  # the client has gone, which servers may say here
+
+    def _giving_up(self, left: Left) -> Left:
+        return lambda: self.ended or left()
+
+    def _told(self, scope: Scope, error: Exception) -> Reply | None:
+        """What a client is told of an error; None if there is no client."""
+        if isinstance(error, HungUpError):
+            return None
+        if isinstance(error, CancelledError):
+            if not self.ended:
+                return None
+            error = RefusedError(503, "the server ends, and this was not done in time")
+        if not isinstance(error, RefusedError):  # a mistake of ours
+            log.error("%s %s", scope["method"], shown(scope["path"]), exc_info=error)
+            error = RefusedError(500, f"the server failed: {type(error).__name__}")
+        return _refused(error)
+
+    def _ended(
+        self, scope: Scope, headers: dict[bytes, bytes], reply: Reply | None, came: int
+    ) -> Reply | None:
+        """The answer with the request's id; it is written into the log."""
+        request_id = headers.get(ID_HEADER)
+        request_id = _clean(request_id) if request_id else b""
+        if self.doors.access_log:
+            self._log(scope, reply.status if reply is not None else AFTER_CLIENT, came, request_id)
+        if reply is not None and request_id:
+            reply.headers = (*reply.headers, (ID_HEADER, request_id))
+        return reply
 
     def _log(self, scope: Scope, status: int, came: int, request_id: bytes) -> None:
-        if self.doors.access_log:
-            client = (scope.get("client") or ("-",))[0]
-            took = (time.perf_counter_ns() - came) / 1e6
-            name = request_id.decode("latin-1") or "-"
-            path = scope["path"].encode("unicode_escape").decode()
-            access.info("%s %s %s %d %.1f ms %s", client, scope["method"], path, status, took, name)
+        client = (scope.get("client") or ("-",))[0]
+        took = (time.perf_counter_ns() - came) / 1e6
+        name = request_id.decode("latin-1") or "-"
+        path = scope["path"].encode("unicode_escape").decode()
+        access.info("%s %s %s %d %.1f ms %s", client, scope["method"], path, status, took, name)
 
-    async def _route(self, scope: Scope, headers: dict[bytes, bytes], receive: Receive, came: int) -> Reply:
+    def _route(self, scope: Scope, headers: dict[bytes, bytes], came: int) -> Reply | Work:
+        """The answer to a request, or what will answer it once its body is there."""
         path, root = scope["path"], scope.get("root_path", "")
         if root and path.startswith(root):
             path = path[len(root) :]
@@ -145,9 +210,9 @@ class Application:
             _only(method, "GET")
             return Reply(200, write_json(about.server_metadata()))
         if parts[0] == "models" and len(parts) > 1:
-            return await self._model(parts[1:], scope, headers, receive, came)
+            return self._model(parts[1:], method, headers, came)
         if parts[0] == "repository":
-            return await self._repository(method, parts[1:], headers, receive)
+            return self._repository(method, parts[1:])
         raise RefusedError(404, f"there is nothing at {shown(path)}")
 
     def _health(self, method: str, parts: list[str]) -> Reply:
@@ -166,10 +231,7 @@ class Application:
             if not hmac.compare_digest(given, b"Bearer " + self.doors.token.encode()):
                 raise RefusedError(401, "this server asks for a token: Authorization: Bearer TOKEN")
 
-    async def _model(
-        self, parts: list[str], scope: Scope, headers: dict[bytes, bytes], receive: Receive, came: int
-    ) -> Reply:
-        method = scope["method"]
+    def _model(self, parts: list[str], method: str, headers: dict[bytes, bytes], came: int) -> Reply | Work:
         if parts == ["stats"]:
             _only(method, "GET")
             return Reply(200, write_json(about.statistics(list(self.models))))
@@ -179,7 +241,7 @@ class Application:
         model = self.models.find(name, version)
         if rest == ["infer"]:
             _only(method, "POST")
-            return await self._infer(model, scope, headers, receive, came)
+            return functools.partial(self._infer, model, headers, came)
         if rest == ["ready"]:
             _only(method, "GET")
             ready = not self.stopping and model.ready
@@ -195,30 +257,27 @@ class Application:
         _only(method, "GET")
         return Reply(200, write_json(told(model)))
 
-    async def _repository(
-        self, method: str, parts: list[str], headers: dict[bytes, bytes], receive: Receive
-    ) -> Reply:
+    def _repository(self, method: str, parts: list[str]) -> Work:
         if parts == ["index"]:
             _only(method, "POST")
-            document = read_json(bytes(await self._body(headers, receive)) or b"{}")
-            ready = isinstance(document, dict) and document.get("ready") is True
-            return Reply(200, write_json(about.repository(self.models, ready)))
+            return self._index
         if len(parts) == 3 and parts[0] == "models" and parts[2] in ("load", "unload"):
             _only(method, "POST")
             if not self.doors.loading:
                 raise RefusedError(403, "this server does not let clients load and unload models")
-            document = read_json(bytes(await self._body(headers, receive)) or b"{}")
-            if isinstance(document, dict) and _overrides(document):
-                raise RefusedError(400, "models are built from the server's own files, not from a client's")
             work = self.models.load if parts[2] == "load" else self.models.unload
-            await asyncio.to_thread(work, parts[1])
-            return Reply(200, b"{}")
+            return functools.partial(_loaded, work, parts[1])
         raise RefusedError(
             404, "there are /v2/repository/index and /v2/repository/models/NAME/load and /unload"
         )
 
+    def _index(self, body: bytearray, left: Left | None) -> Reply:
+        document = read_json(bytes(body) or b"{}")
+        ready = isinstance(document, dict) and document.get("ready") is True
+        return Reply(200, write_json(about.repository(self.models, ready)))
+
     async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytearray:
-        """The body, unpacked."""
+        """The body, as it comes."""
         most = self.doors.max_body
         length = headers.get(b"content-length")
         stop = Stop()
@@ -231,48 +290,58 @@ class Application:
             raise RefusedError(408, f"the body did not arrive within {self.doors.body_timeout:g} s") from None
         finally:
             timer.cancel()
+        return self._checked(headers, body)
+
+    def _checked(self, headers: dict[bytes, bytes], body: bytearray) -> bytearray:
+        """A body within the limit, unpacked."""
+        most = self.doors.max_body
+        if len(body) > most:
+            raise RefusedError(413, f"the body has {len(body)} bytes; this server takes {most}")
         encoding = headers.get(b"content-encoding")
         return unpack(body, encoding.decode("latin-1"), most) if encoding else body
 
-    async def _infer(
-        self, model: Model, scope: Scope, headers: dict[bytes, bytes], receive: Receive, came: int
+    def _infer(
+        self, model: Model, headers: dict[bytes, bytes], came: int, body: bytearray, left: Left | None
     ) -> Reply:
-        body = await self._body(headers, receive)
-        header_length = headers.get(b"inference-header-content-length")
         answering = None
         if _is_file(headers, body):
             asked = Inference(file=bytes(body))
         else:
+            header_length = headers.get(b"inference-header-content-length")
             length = None if header_length is None else header_length.decode("latin-1")
             asked, answering = read_inference(body, length, self.doors.max_json)
         asked.came = came
         asked.timeout = _number(headers, TIMEOUT_HEADER, 0.0)
         if self.rules.allow_priority:
             asked.priority = _number(headers, PRIORITY_HEADER, -math.inf)
-        answer = await self._unless_hung_up(handle(model, asked, self.rules), receive)
-        reply = Reply(200, answer) if answering is None else _inferred(model, answer, answering)
+        answer = handle(model, asked, self.rules, left)
+        if isinstance(answer, bytes):
+            reply = Reply(200, answer)
+        else:
+            reply = _inferred(model, answer, answering or Answering())
         return _packed(reply, headers)
 
-    async def _unless_hung_up(self, work: Any, receive: Receive) -> Any:
-        """What ``work`` gives; but if the client hangs up it is cancelled, and HungUpError is raised.
+    async def _in_thread(self, work: Work, body: bytearray, receive: Receive) -> Reply:
+        """What ``work`` gives on a thread; it is told if the client hangs up or the task is cancelled.
 
         Whoever is answered sooner than ``WATCHED`` is not watched: a task costs more than what it could save.
         """
-        stop = Stop()
+        gone = threading.Event()
         watching: list[asyncio.Task[None]] = []
         loop = asyncio.get_running_loop()
 
         async def watch() -> None:
             while (await receive())["type"] != "http.disconnect":
                 pass
-            stop()
+            gone.set()
 
         timer = loop.call_later(WATCHED, lambda: watching.append(loop.create_task(watch())))
+        future: Future[Reply] = Future()
         try:
-            return await work
+            self._threads.start(lambda _: _fulfil(future, work, body, self._giving_up(gone.is_set)))
+            return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
-            if stop.taken_back():
-                raise HungUpError from None
+            gone.set()
             if self.stopping:  # the server cancels what was not done in time
                 raise RefusedError(503, "the server ends, and this was not done in time") from None
             raise
@@ -280,6 +349,25 @@ class Application:
             timer.cancel()
             for task in watching:
                 task.cancel()
+
+
+def _fulfil(future: Future[Reply], work: Work, body: bytearray, left: Left) -> None:
+    if not future.set_running_or_notify_cancel():
+        return
+    try:
+        reply = work(body, left)
+    except BaseException as error:
+        future.set_exception(error)
+    else:
+        future.set_result(reply)
+
+
+def _loaded(work: Callable[[str], None], name: str, body: bytearray, left: Left | None) -> Reply:
+    document = read_json(bytes(body) or b"{}")
+    if isinstance(document, dict) and _overrides(document):
+        raise RefusedError(400, "models are built from the server's own files, not from a client's")
+    work(name)
+    return Reply(200, b"{}")
 
 
 class Stop:
@@ -310,14 +398,12 @@ async def _live(receive: Receive, send: Send) -> None:
             return
 
 
-async def _send(send: Send, scope: Scope, reply: Reply, request_id: bytes) -> None:
+async def _send(send: Send, scope: Scope, reply: Reply) -> None:
     headers = [
         (b"content-type", reply.kind),
         (b"content-length", str(len(reply.body)).encode()),
         *reply.headers,
     ]
-    if request_id:
-        headers.append((ID_HEADER, request_id))
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
     body = b"" if scope["method"] == "HEAD" else reply.body
     await send({"type": "http.response.body", "body": body})

@@ -20,11 +20,9 @@ from typing import Any
 
 from ..errors import optional
 from .http import Application
+from .threads import Threads
 
 log = logging.getLogger("torchpipe.serve")
-
-KEEP_ALIVE = 60
-"""Seconds that a connection without a request stays open."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +100,6 @@ def server_of(application: Application, listening: Listening) -> Any:
         access_log=False,
         server_header=False,
         proxy_headers=False,
-        timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=max(1, round(listening.drain)),
         limit_concurrency=listening.max_connections + 1,
         ssl_certfile=listening.certificate or None,
@@ -123,12 +120,27 @@ def _class_over(base: Any) -> Any:
             self.loop: asyncio.AbstractEventLoop | None = None
 
         async def startup(self, sockets: Any = None) -> None:
+            from . import connections
+
             self.loop = asyncio.get_running_loop()
-            await super().startup(sockets)
+            self.threads = Threads(connections.MOST, connections.private_loop)
+            listening = [
+                connections.Connections(self.config, self.server_state, each, self.threads)
+                for each in sockets
+            ]
+            await super().startup([])
+            self.servers = listening
             names = ", ".join(model.name for model in self.application.models)
             host, port = sockets[0].getsockname()[:2]
             scheme = "https" if self.listening.certificate else "http"
             log.info("serving %s at %s://%s:%d", names, scheme, f"[{host}]" if ":" in host else host, port)
+
+        async def shutdown(self, sockets: Any = None) -> None:
+            await super().shutdown(sockets)
+            self.application.ended = True
+            for door in list(self.server_state.connections):  # those whose threads were not done in time
+                door.give_up()
+            self.threads.close()
 
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             """First not ready, then no new connections; at the second signal the end."""

@@ -29,8 +29,9 @@ class Tensor:
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """Whether a tensor of ``shape``, without the axis of rows, is one of these."""
-        return len(shape) == len(self.shape) and all(
-            want in (-1, have) for want, have in zip(self.shape, shape, strict=True)
+        return shape == self.shape or (
+            len(shape) == len(self.shape)
+            and all(want in (-1, have) for want, have in zip(self.shape, shape, strict=True))
         )
 
 

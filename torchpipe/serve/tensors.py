@@ -16,8 +16,29 @@ from .refused import RefusedError
 
 Array = np.ndarray[Any, Any]
 
+KNOWN = (*DATATYPES, "BF16", "BYTES")
+
 MOST_AXES = 16
 LARGEST_AXIS = 2**31 - 1
+
+
+@dataclass(slots=True)
+class Elements:
+    """A tensor of BYTES: its elements in order, row by row. As a list they cost less than an array."""
+
+    shape: tuple[int, ...]
+    values: list[bytes]
+
+    def row(self, row: int) -> bytes | Array:
+        """One row: the element itself if there is one, else an array of objects."""
+        if len(self.values) == self.shape[0]:
+            return self.values[row]
+        size = math.prod(self.shape[1:])
+        return _array_of_objects(self.values[row * size : (row + 1) * size], self.shape[1:])
+
+    def whole(self) -> bytes | Array:
+        """All of it: the element itself if there is one, else an array of objects."""
+        return self.values[0] if len(self.values) == 1 else _array_of_objects(self.values, self.shape)
 
 
 def read_shape(name: str, shape: Any) -> tuple[int, ...]:
@@ -33,22 +54,21 @@ def read_shape(name: str, shape: Any) -> tuple[int, ...]:
 
 def check_datatype(name: str, datatype: Any) -> str:
     """The datatype of an input, if there is such a one."""
-    known = (*DATATYPES, "BF16", "BYTES")
-    if not isinstance(datatype, str) or datatype not in known:
-        raise RefusedError(400, f"input {name!r}: datatype = {shown(datatype)}. {nearest(datatype, known)}")
+    if not isinstance(datatype, str) or datatype not in KNOWN:
+        raise RefusedError(400, f"input {name!r}: datatype = {shown(datatype)}. {nearest(datatype, KNOWN)}")
     return datatype
 
 
-def from_bytes(name: str, datatype: str, shape: tuple[int, ...], raw: memoryview) -> Array:
+def from_bytes(name: str, datatype: str, shape: tuple[int, ...], raw: memoryview) -> Array | Elements:
     """An input from its bytes: little endian, row by row; each element of BYTES behind its length.
 
     Returns:
-        an array of ``shape`` over the same memory where that is possible; for BYTES one of objects, each
-        ``bytes``; for BF16 one of float32.
+        an array of ``shape`` over the same memory where that is possible; for BF16 one of float32; for BYTES
+        their elements.
     """
     count = math.prod(shape)
     if datatype == "BYTES":
-        return _array_of_objects(_elements(name, raw, count), shape)
+        return _shaped_elements(_elements(name, raw, count), shape)
     dtype = np.dtype("<u2") if datatype == "BF16" else DATATYPES[datatype]
     if len(raw) != count * dtype.itemsize:
         raise RefusedError(
@@ -87,7 +107,7 @@ def _elements(name: str, raw: memoryview, count: int) -> list[bytes]:
     return found
 
 
-def from_json(name: str, datatype: str, shape: tuple[int, ...], data: Any) -> Array:
+def from_json(name: str, datatype: str, shape: tuple[int, ...], data: Any) -> Array | Elements:
     """An input from a list in JSON, flat or nested as its shape is.
 
     Returns:
@@ -104,7 +124,7 @@ def from_json(name: str, datatype: str, shape: tuple[int, ...], data: Any) -> Ar
             400, f"input {name!r}: {len(values)} elements, and its shape {list(shape)} has {count}"
         )
     if datatype == "BYTES":
-        return _array_of_objects([_text(name, value) for value in values], shape)
+        return _shaped_elements([_text(name, value) for value in values], shape)
     return _shaped(name, _numbers(name, datatype, values), shape)
 
 
@@ -149,6 +169,12 @@ def _text(name: str, value: Any) -> bytes:
         return value.encode()
     except UnicodeEncodeError:
         raise RefusedError(400, f"input {name!r}: {shown(value)} is no text: half of a character") from None
+
+
+def _shaped_elements(values: list[bytes], shape: tuple[int, ...]) -> Elements:
+    if not values:
+        _array_of_objects(values, shape)  # which refuses other sizes that are too large together
+    return Elements(shape, values)
 
 
 def _array_of_objects(values: list[bytes], shape: tuple[int, ...]) -> Array:
