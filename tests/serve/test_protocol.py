@@ -4,6 +4,7 @@ import http.client
 import json
 import socket
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -96,6 +97,38 @@ def test_statistics_count_calls_rows_and_failures(two):
     assert [now - then for now, then in zip(counted(), before, strict=True)] == [2, 1, 1, 1]
     every = two.ask("GET", "/v2/models/stats").json["model_stats"]
     assert [one["name"] for one in every] == ["echo", "given"]
+
+
+class Slowly(torchpipe.Backend):
+    """Takes four at once, and a while."""
+
+    max = 4
+
+    def forward(self, requests):
+        time.sleep(0.02)
+        for request in requests:
+            request["result"] = request["data"]
+
+
+def test_statistics_tell_batches_from_calls_and_waiting_from_running():
+    torchpipe.register_backend(Slowly)
+
+    def counted():
+        (one,) = served.ask("GET", "/v2/models/model/stats").json["model_stats"]
+        return one, {name: figures["ns"] for name, figures in one["inference_stats"].items()}
+
+    with torchpipe.pipe({"backend": "Slowly"}) as pipe, Served(pipe) as served:
+        assert served.infer(body=document(*"abcdefgh")).status == 200
+        one, times = counted()
+        assert (one["inference_count"], one["inference_stats"]["queue"]["count"]) == (8, 1)
+        assert 2 <= one["execution_count"] < 8
+        assert times["queue"] > 0 < times["compute_infer"]
+        assert sum(times[part] for part in times if part.startswith(("queue", "comp"))) <= times["success"]
+        with ThreadPoolExecutor(8) as threads:
+            list(threads.map(lambda row: served.infer(body=document(row)), "abcdefgh"))
+        later, since = counted()
+        assert later["execution_count"] > one["execution_count"]
+        assert all(since[name] >= times[name] for name in times)
 
 
 def test_a_model_is_loaded_anew_from_its_file(two):

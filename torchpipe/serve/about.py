@@ -59,14 +59,15 @@ def statistics(models: list[Model]) -> dict[str, Any]:
 
 def _statistics(model: Model) -> dict[str, Any]:
     counts: Counts = model.counts
+    counts.look(model.pipe)
     with counts.lock:
-        calls, rows = counts.calls, counts.rows
+        calls, rows, executions = counts.calls, counts.rows, counts.executions
         durations = {
             "success": (calls, counts.success_ns),
             "fail": (counts.failed, counts.failed_ns),
-            "queue": (calls, 0),
+            "queue": (calls, counts.queue_ns),
             "compute_input": (calls, counts.input_ns),
-            "compute_infer": (calls, counts.infer_ns),
+            "compute_infer": (calls, counts.infer_ns - counts.queue_ns),
             "compute_output": (calls, counts.output_ns),
             "cache_hit": (0, 0),
             "cache_miss": (0, 0),
@@ -77,7 +78,7 @@ def _statistics(model: Model) -> dict[str, Any]:
         "version": model.signature.version,
         "last_inference": last,
         "inference_count": rows,
-        "execution_count": calls,
+        "execution_count": executions,
         "inference_stats": {name: {"count": count, "ns": ns} for name, (count, ns) in durations.items()},
         "batch_stats": [],
     }

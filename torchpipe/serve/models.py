@@ -24,17 +24,28 @@ RELEASE = 60.0
 
 @dataclass
 class Counts:
-    """What was counted of one model since it was loaded; times in nanoseconds."""
+    """What was counted of one model; times in nanoseconds.
+
+    Attributes:
+        rows: requests that were answered.
+        calls: calls that were answered, of one row or more.
+        executions: batches, of the node that ran the most of them.
+        queue_ns: how long calls waited for instances and batches; a part of ``infer_ns``.
+        lock: held while figures change.
+    """
 
     rows: int = 0
     calls: int = 0
+    executions: int = 0
     failed: int = 0
     success_ns: int = 0
     failed_ns: int = 0
     input_ns: int = 0
     infer_ns: int = 0
     output_ns: int = 0
+    queue_ns: int = 0
     last_ms: int = 0
+    looked: tuple[Any, int, int, int] = (None, 0, 0, 0)
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def succeeded(self, rows: int, times: tuple[int, int, int, int]) -> None:
@@ -54,6 +65,27 @@ class Counts:
         with self.lock:
             self.failed += 1
             self.failed_ns += time.perf_counter_ns() - came
+
+    def look(self, pipe: Pipe | None) -> None:
+        """Bring ``executions`` and ``queue_ns`` up to date from what the pipe has counted and measured.
+
+        Waits are the pipe's means over its newest batches, for the calls since the last look.
+        """
+        if pipe is None:
+            return
+        nodes = [figures for name, figures in pipe.stats().items() if name != "global"]
+        most = max((figures["requests"] for figures in nodes), default=0)
+        if not most:  # nothing is counted of a backend without a scheduler
+            with self.lock:
+                self.executions = max(self.executions, self.calls)
+            return
+        batches = max(sum(figures["batch_sizes"].values()) for figures in nodes)
+        waited = sum(figures["wait_ms"]["mean"] * 1e6 * figures["requests"] for figures in nodes) / most
+        with self.lock:
+            before, calls, infer_ns, counted = self.looked
+            self.executions += batches - (counted if before is pipe else 0)
+            self.queue_ns += int(min((self.calls - calls) * waited, self.infer_ns - infer_ns))
+            self.looked = (pipe, self.calls, self.infer_ns, batches)
 
 
 class Model:
