@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable
@@ -17,8 +16,6 @@ from .models import Model
 from .refused import RefusedError, refused
 from .signature import Signature, Tensor, may_set
 from .tensors import Array, Elements, Output
-
-log = logging.getLogger("torchpipe.serve")
 
 PROTOCOLS = (
     "timeout",
@@ -117,7 +114,7 @@ def handle(
         model.counts.did_fail(asked.came)
         told = refused(error, rules.overload, rules.stacks)
         if told.status == 500:
-            log.error("model %s: %s", model.name, told, exc_info=error)
+            model.faults.log(told, error)
         raise told from error
     model.counts.succeeded(len(requests), (asked.came, read, computed, time.perf_counter_ns()))
     return answer

@@ -29,13 +29,13 @@ from .body import (
     write_inference,
     write_json,
 )
+from .faults import Faults
 from .handle import Inference, Rules, handle
 from .models import Model, Models
 from .refused import RefusedError
 from .threads import Threads
 
 access = logging.getLogger("torchpipe.access")
-log = logging.getLogger("torchpipe.serve")
 
 Scope = Any
 Receive = Callable[[], Awaitable[Any]]
@@ -110,6 +110,7 @@ class Application:
         self.stopping = False
         self.ended = False
         self._threads = Threads()
+        self._faults = Faults("the server")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -171,7 +172,7 @@ class Application:
                 return None
             error = RefusedError(503, "the server ends, and this was not done in time")
         if not isinstance(error, RefusedError):  # a mistake of ours
-            log.error("%s %s", scope["method"], shown(scope["path"]), exc_info=error)
+            self._faults.log(f"{scope['method']} {shown(scope['path'])}", error)
             error = RefusedError(500, f"the server failed: {type(error).__name__}")
         return _refused(error)
 

@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import ConfigError, PipeClosedError, nearest, shown
 from ..pipe import Pipe
+from .faults import Faults
 from .refused import RefusedError
 from .signature import Signature, read_signature
 
@@ -97,6 +98,7 @@ class Model:
         pipe: None until it is loaded.
         signature: what clients may send, and what they get.
         why: why there is no pipe, or "".
+        faults: what its backends raised, on the way to the log.
     """
 
     def __init__(self, name: str, source: Any, pipe: Pipe | None, signature: Signature) -> None:
@@ -105,6 +107,7 @@ class Model:
         self.pipe = pipe
         self.signature = signature
         self.counts = Counts()
+        self.faults = Faults(f"model {name}")
         self.why = "" if pipe is not None else "not loaded"
 
     @property
@@ -200,6 +203,7 @@ class Models:
         """Close the pipes that this server has built; those that were given stay open."""
         until = None if timeout is None else time.monotonic() + timeout
         for model in self:
+            model.faults.flush()
             if model.source is not None and model.pipe is not None:
                 left = None if until is None else max(0.0, until - time.monotonic())
                 with contextlib.suppress(PipeClosedError):
