@@ -21,9 +21,11 @@ def asgi(
     overload: int = 503,
     allow_priority: bool = False,
     allow_loading: bool = False,
+    allow_shared_memory: bool = False,
     show_stacks: bool = False,
     max_body: int = 64 * 2**20,
     max_json: int = 16 * 2**20,
+    max_bodies: int = 0,
     body_timeout: float = 30.0,
     token: str = "",
     access_log: bool = False,
@@ -41,9 +43,13 @@ def asgi(
         overload: the status where there is no room for a request: 503 or 429.
         allow_priority: whether a client may say how urgent its requests are.
         allow_loading: whether a client may load and unload models.
+        allow_shared_memory: whether a client may have inputs and outputs in system shared memory. Whoever may
+            can read and overwrite all POSIX shared memory of this process's user.
         show_stacks: whether a backend's error is told with its stack.
         max_body: bytes of a request's body at most.
         max_json: bytes of JSON in it at most.
+        max_bodies: bytes of the bodies of all clients together at most; 0 for a quarter of the memory of the
+            machine, or of the container.
         body_timeout: seconds for a body to arrive.
         token: a secret that every request must bring, as ``Authorization: Bearer TOKEN``; "" for none.
         access_log: whether each request is a line of the log ``torchpipe.access``.
@@ -54,7 +60,16 @@ def asgi(
     if overload not in (503, 429):
         raise ValueError(f"overload = {overload}: 503 or 429")
     rules = Rules(timeout, allow_priority, overload, show_stacks)
-    doors = Doors(max_body, max_json, body_timeout, token, allow_loading, access_log)
+    doors = Doors(
+        max_body,
+        max_json,
+        body_timeout,
+        token,
+        allow_loading,
+        access_log,
+        max_bodies,
+        allow_shared_memory,
+    )
     return Application(models_of(models), rules, doors)
 
 

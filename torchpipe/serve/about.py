@@ -11,9 +11,10 @@ from .signature import Signature, Tensor
 EXTENSIONS = ["binary_tensor_data", "statistics", "model_configuration", "model_repository"]
 
 
-def server_metadata() -> dict[str, Any]:
+def server_metadata(shared_memory: bool = False) -> dict[str, Any]:
     """Name, version and extensions."""
-    return {"name": "torchpipe", "version": __version__, "extensions": EXTENSIONS}
+    extensions = [*EXTENSIONS, "system_shared_memory"] if shared_memory else EXTENSIONS
+    return {"name": "torchpipe", "version": __version__, "extensions": extensions}
 
 
 def model_metadata(model: Model) -> dict[str, Any]:

@@ -12,12 +12,20 @@ from typing import Any, NoReturn
 from ..errors import shown
 from .handle import Inference
 from .refused import RefusedError
+from .room import Held
+from .shared_memory import SharedMemory
 from .tensors import Output, check_datatype, from_bytes, from_json, read_shape
 
 Receive = Callable[[], Awaitable[Any]]
 
 WINDOW = {"gzip": 31, "x-gzip": 31, "deflate": 47}
 """zlib's window bits by the name of an encoding; 47 looks at the head itself."""
+
+PIECE = 2**20
+"""Bytes that are unpacked at once."""
+
+JSON_COSTS = {b"[": 96, b"{": 256, b",": 40, b":": 100, b'"': 32}
+"""Bytes of memory that JSON needs while it is read, at most, for each of these in it."""
 
 
 @dataclass
@@ -33,32 +41,37 @@ class HungUpError(Exception):
     """The client hung up; nobody reads an answer."""
 
 
-async def read_body(receive: Receive, length: str | None, most: int) -> bytearray:
-    """The whole body, of ``most`` bytes at most; ``length`` is what its header says.
+async def read_body(receive: Receive, length: str | None, most: int, held: Held) -> bytearray:
+    """The whole body, of ``most`` bytes at most; ``length`` is what its header says, ``held`` what it takes.
 
     Raises:
-        RefusedError: 413, it is longer.
+        RefusedError: 413, it is longer; 503, there is no room for it.
         HungUpError: the client hung up before its end.
     """
-    if length is not None and length.isascii() and length.isdigit() and int(length[:20]) > most:
-        raise RefusedError(413, f"the body has {length[:20]} bytes; this server takes {most}")
+    if length is not None and length.isascii() and length.isdigit():
+        if int(length[:20]) > most:
+            raise RefusedError(413, f"the body has {length[:20]} bytes; this server takes {most}")
+        held.check(int(length))
     body = bytearray()
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise HungUpError
-        body += message.get("body", b"")
-        if len(body) > most:
+        part = message.get("body", b"")
+        if len(body) + len(part) > most:
             raise RefusedError(413, f"the body has more than {most} bytes")
+        held.take(len(part))
+        body += part
         if not message.get("more_body", False):
             return body
 
 
-def unpack(body: bytearray, encoding: str, most: int) -> bytearray:
-    """The body without its Content-Encoding.
+def unpack(body: bytearray, encoding: str, most: int, held: Held) -> bytearray:
+    """The body without its Content-Encoding; ``held`` is what it takes.
 
     Raises:
-        RefusedError: 415, an unknown encoding; 400, it is damaged; 413, it is larger than ``most`` unpacked.
+        RefusedError: 415, an unknown encoding; 400, it is damaged; 413, it is larger than ``most`` unpacked;
+            503, there is no room for it.
     """
     encoding = encoding.strip().lower()
     if encoding in ("", "identity"):
@@ -66,13 +79,25 @@ def unpack(body: bytearray, encoding: str, most: int) -> bytearray:
     if encoding not in WINDOW:
         raise RefusedError(415, f"Content-Encoding {shown(encoding)}: this server reads gzip and deflate")
     unpacker = zlib.decompressobj(WINDOW[encoding])
+    plain, end = bytearray(), False
     try:
-        plain = bytearray(unpacker.decompress(bytes(body), most + 1))
+        for begin in range(0, len(body), PIECE):
+            packed, whole = bytes(memoryview(body)[begin : begin + PIECE]), False
+            while not (whole or unpacker.eof):
+                part = unpacker.decompress(packed, PIECE)
+                if len(plain) + len(part) > most:
+                    raise RefusedError(413, f"the body has more than {most} bytes unpacked")
+                held.take(len(part))
+                plain += part
+                packed = unpacker.unconsumed_tail
+                whole = not part and not packed
+            if unpacker.eof:
+                end = begin + PIECE >= len(body) and not unpacker.unused_data
+                break
     except zlib.error as error:
         raise RefusedError(400, f"the body is no {encoding}: {error}") from None
-    if len(plain) > most:
-        raise RefusedError(413, f"the body has more than {most} bytes unpacked")
-    if not unpacker.eof or unpacker.unused_data:
+    held.give(len(body))
+    if not end:
         raise RefusedError(400, f"the body is no {encoding}: it is cut off, or something follows it")
     return plain
 
@@ -83,16 +108,21 @@ def pack(body: bytes, encoding: str) -> bytes:
     return packer.compress(body) + packer.flush()
 
 
-def read_inference(body: bytearray, header_length: str | None, most: int) -> tuple[Inference, Answering]:
+def read_inference(
+    body: bytearray, header_length: str | None, most: int, held: Held, memory: SharedMemory
+) -> tuple[Inference, Answering]:
     """An inference request in JSON, with the bytes of its tensors behind it where ``header_length`` says so.
 
     Args:
         body: all of it.
         header_length: the header Inference-Header-Content-Length, the length of the JSON.
         most: bytes of JSON at most.
+        held: memory that the call holds.
+        memory: the regions of shared memory that tensors may be in.
 
     Raises:
-        RefusedError: 400, for everything that is no such request; 413, the JSON is longer.
+        RefusedError: 400, for everything that is no such request; 413, the JSON is longer; 503, there is no
+            room for it.
     """
     end = len(body)
     if header_length is not None:
@@ -104,6 +134,13 @@ def read_inference(body: bytearray, header_length: str | None, most: int) -> tup
         end = int(header_length)
     if end > most:
         raise RefusedError(413, f"{end} bytes of JSON; this server reads {most}. Send tensors as binary data")
+    with held.for_now(json_costs(body, end)):
+        return _read_document(body, end, held, memory)
+
+
+def _read_document(
+    body: bytearray, end: int, held: Held, memory: SharedMemory
+) -> tuple[Inference, Answering]:
     document = read_json(bytes(memoryview(body)[:end]))
     if not isinstance(document, dict):
         raise RefusedError(400, f"an inference request is a JSON object, not {shown(document)}")
@@ -112,12 +149,12 @@ def read_inference(body: bytearray, header_length: str | None, most: int) -> tup
     if not isinstance(request_id, str):
         raise RefusedError(400, f"id = {shown(request_id)}: a text")
     answering.id = request_id
-    asked = Inference(parameters=_parameters("the request", document))
+    asked = Inference(parameters=_parameters("the request", document), held=held)
     answering.binary = _flag(asked.parameters, "binary_data_output", False)
     inputs = _objects("inputs", document.get("inputs"))
     rest = memoryview(body)[end:]
     for one in inputs:
-        rest = _read_input(one, asked, rest)
+        rest = _read_input(one, asked, rest, memory)
     if len(rest):
         raise RefusedError(400, f"{len(rest)} bytes follow the last tensor")
     if document.get("outputs"):
@@ -125,12 +162,22 @@ def read_inference(body: bytearray, header_length: str | None, most: int) -> tup
         for one in _objects("outputs", document["outputs"]):
             name = _name("outputs", one)
             parameters = _parameters(f"output {name!r}", one)
-            for refused in ("shared_memory_region", "classification"):
-                if refused in parameters:
-                    raise RefusedError(400, f"output {name!r}: this server has no {refused}")
+            if "classification" in parameters:
+                raise RefusedError(400, f"output {name!r}: this server has no classification")
+            place = memory.place(f"output {name!r}", parameters)
+            if place is not None:
+                asked.places = {**(asked.places or {}), name: place}
             answering.each[name] = _flag(parameters, "binary_data", answering.binary)
         asked.wanted = list(answering.each)
     return asked, answering
+
+
+def json_costs(body: bytearray, end: int) -> int:
+    """Bytes of memory that reading JSON takes at most: the first ``end`` bytes of a body."""
+    if end < 1024:  # too little to be counted
+        return 0
+    counted = sum(body.count(mark, 0, end) * cost for mark, cost in JSON_COSTS.items())
+    return counted + (3 if body.isascii() else 9) * end  # as bytes, as text and in its parts; wide characters
 
 
 def read_json(text: bytes) -> Any:
@@ -159,7 +206,7 @@ READER = json.JSONDecoder(parse_constant=_no_constant)
 WRITER = json.JSONEncoder(allow_nan=False, separators=(",", ":"))
 
 
-def _read_input(one: dict[str, Any], asked: Inference, rest: memoryview) -> memoryview:
+def _read_input(one: dict[str, Any], asked: Inference, rest: memoryview, memory: SharedMemory) -> memoryview:
     """Read one input; what is left of the bytes behind the JSON."""
     name = _name("inputs", one)
     if name in asked.inputs:
@@ -167,9 +214,11 @@ def _read_input(one: dict[str, Any], asked: Inference, rest: memoryview) -> memo
     datatype = check_datatype(name, one.get("datatype"))
     shape = read_shape(name, one.get("shape"))
     parameters = _parameters(f"input {name!r}", one)
-    if "shared_memory_region" in parameters:
-        raise RefusedError(400, f"input {name!r}: this server has no shared memory")
     size = parameters.get("binary_data_size")
+    if memory.read_input(asked, name, datatype, shape, parameters):
+        if "data" in one or size is not None:
+            raise RefusedError(400, f"input {name!r} is in shared memory, and has data; one of them")
+        return rest
     if size is None:
         if "data" not in one:
             raise RefusedError(400, f"input {name!r} has no data")
@@ -220,17 +269,19 @@ def write_inference(
     parts: list[bytes] = []
     for output in outputs:
         binary = answering.binary if answering.each is None else answering.each[output.name]
-        if binary:
+        if output.stored:
+            content = ""  # clients in C++ would take any parameters for those of binary data
+        elif binary:
             part = output.to_bytes()
-            content = f'"parameters":{{"binary_data_size":{len(part)}}}'
+            content = f',"parameters":{{"binary_data_size":{len(part)}}}'
             parts.append(part)
         elif output.datatype == "BYTES":
-            content = f'"data":[{",".join(map(quoted, output.to_list()))}]'
+            content = f',"data":[{",".join(map(quoted, output.to_list()))}]'
         else:
-            content = f'"data":{WRITER.encode(output.to_list())}'
+            content = f',"data":{WRITER.encode(output.to_list())}'
         shape = ",".join(map(str, output.shape))
         listed.append(
-            f'{{"name":{quoted(output.name)},"datatype":"{output.datatype}","shape":[{shape}],{content}}}'
+            f'{{"name":{quoted(output.name)},"datatype":"{output.datatype}","shape":[{shape}]{content}}}'
         )
     asked = f',"id":{quoted(answering.id)}' if answering.id else ""
     head = (

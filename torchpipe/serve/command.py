@@ -35,9 +35,11 @@ def serve(options: argparse.Namespace) -> int:
         overload=options.overload,
         allow_priority=options.allow_priority,
         allow_loading=options.allow_loading,
+        allow_shared_memory=options.allow_shared_memory,
         show_stacks=options.show_stacks,
         max_body=options.max_body,
         max_json=options.max_json,
+        max_bodies=options.max_bodies,
         body_timeout=options.body_timeout,
         token=token(options.token_file),
         access_log=options.access_log,
@@ -81,9 +83,18 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--overload", type=int, choices=(503, 429), default=503, help="status without room")
     command.add_argument("--allow-priority", action="store_true", help="clients may say their priority")
     command.add_argument("--allow-loading", action="store_true", help="clients may load and unload models")
+    command.add_argument(
+        "--allow-shared-memory", action="store_true", help="clients may use system shared memory"
+    )
     command.add_argument("--show-stacks", action="store_true", help="a backend's error comes with its stack")
     command.add_argument("--max-body", type=_count, default=64 * 2**20, help="bytes of a body")
     command.add_argument("--max-json", type=_count, default=16 * 2**20, help="bytes of JSON in it")
+    command.add_argument(
+        "--max-bodies",
+        type=_count,
+        default=0,
+        help="bytes of all bodies; a quarter of the memory if not said",
+    )
     command.add_argument("--body-timeout", type=_seconds, default=30.0, help="seconds for a body to arrive")
     command.add_argument("--max-connections", type=_count, default=1000, help="connections at once")
     command.add_argument("--token-file", metavar="FILE", help="a file with a token that clients must bring")

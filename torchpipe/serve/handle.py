@@ -14,6 +14,8 @@ from ..request import Request
 from .answers import outputs_of, plain_answer
 from .models import Model
 from .refused import RefusedError, refused
+from .room import Held
+from .shared_memory import Place, store
 from .signature import Signature, Tensor, may_set
 from .tensors import Array, Elements, Output
 
@@ -59,6 +61,9 @@ class Inference:
         came: on the clock of ``time.perf_counter_ns``.
         timeout: seconds that a header gave, or None.
         priority: what a header gave, or None.
+        held: memory that the call holds.
+        shared: bytes of the inputs that were in shared memory.
+        places: where outputs go in shared memory, by name; None for nowhere.
     """
 
     inputs: dict[str, tuple[str, Array | Elements]] = field(default_factory=dict)
@@ -68,6 +73,9 @@ class Inference:
     came: int = 0
     timeout: float | None = None
     priority: float | None = None
+    held: Held = field(default_factory=Held)
+    shared: int = 0
+    places: dict[str, Place] | None = None
 
 
 def handle(
@@ -107,6 +115,8 @@ def handle(
             answer = plain_answer(requests[0], sent[0], signature)
         else:
             answer = outputs_of(requests, sent, signature, asked.wanted)
+            if asked.places:
+                store(answer, asked.places)
     except CancelledError:
         model.counts.did_fail(asked.came)
         raise

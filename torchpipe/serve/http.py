@@ -21,6 +21,7 @@ from . import about
 from .body import (
     Answering,
     HungUpError,
+    json_costs,
     pack,
     read_body,
     read_inference,
@@ -33,6 +34,8 @@ from .faults import Faults
 from .handle import Inference, Rules, handle
 from .models import Model, Models
 from .refused import RefusedError
+from .room import Held, Room
+from .shared_memory import SharedMemory
 from .threads import Threads
 
 access = logging.getLogger("torchpipe.access")
@@ -70,6 +73,8 @@ class Doors:
         token: what clients bring as ``Authorization: Bearer TOKEN``, but for the health of the server.
         loading: whether clients may load and unload models.
         access_log: whether each request is one line of the log ``torchpipe.access``.
+        max_bodies: bytes of the bodies of all clients together; 0 for a quarter of the memory.
+        shared_memory: whether clients may register regions of system shared memory.
     """
 
     max_body: int = 64 * 2**20
@@ -78,6 +83,8 @@ class Doors:
     token: str = ""
     loading: bool = False
     access_log: bool = False
+    max_bodies: int = 0
+    shared_memory: bool = False
 
 
 @dataclass
@@ -90,8 +97,11 @@ class Reply:
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
 
-Work = Callable[[bytearray, Left | None], Reply]
-"""What answers a request once its body is there, and may take its time; it is told how to see a hang-up."""
+Work = Callable[[bytearray, Held, Left | None], Reply]
+"""What answers a request once its body is there, and may take its time.
+
+It is told what the request holds of the memory, and how to see a hang-up.
+"""
 
 
 class Application:
@@ -101,6 +111,8 @@ class Application:
         models: what is served.
         stopping: set when the process shall end; the server is not ready any more, and serves on.
         ended: set when the time for what is inside is over.
+        room: what the bodies of all clients may take.
+        memory: the regions of shared memory that clients have registered.
     """
 
     def __init__(self, models: Models, rules: Rules, doors: Doors) -> None:
@@ -109,6 +121,8 @@ class Application:
         self.doors = doors
         self.stopping = False
         self.ended = False
+        self.room = Room(doors.max_bodies)
+        self.memory = SharedMemory(doors.shared_memory, doors.max_body)
         self._threads = Threads()
         self._faults = Faults("the server")
 
@@ -131,7 +145,9 @@ class Application:
             if isinstance(found, Reply):
                 reply = found
             else:
-                reply = found(self._checked(headers, body), self._giving_up(left))
+                with Held(self.room) as held:
+                    held.take(len(body))
+                    reply = found(self._checked(headers, body, held), held, self._giving_up(left))
         except Exception as error:
             reply = self._told(scope, error)
         return self._ended(scope, headers, reply, came)
@@ -146,11 +162,12 @@ class Application:
             if isinstance(found, Reply):
                 reply = found
             else:
-                body = await self._body(headers, receive)
-                if LEFT in scope:
-                    reply = found(body, self._giving_up(scope[LEFT]))
-                else:
-                    reply = await self._in_thread(found, body, receive)
+                with Held(self.room) as held:
+                    body = await self._body(headers, receive, held)
+                    if LEFT in scope:
+                        reply = found(body, held, self._giving_up(scope[LEFT]))
+                    else:
+                        reply = await self._in_thread(found, body, held.handed_over(), receive)
         except Exception as error:
             reply = self._told(scope, error)
         reply = self._ended(scope, headers, reply, came)
@@ -209,11 +226,13 @@ class Application:
         self._check_token(headers)
         if not parts:
             _only(method, "GET")
-            return Reply(200, write_json(about.server_metadata()))
+            return Reply(200, write_json(about.server_metadata(self.memory.allowed)))
         if parts[0] == "models" and len(parts) > 1:
             return self._model(parts[1:], method, headers, came)
         if parts[0] == "repository":
             return self._repository(method, parts[1:])
+        if parts[0] in ("systemsharedmemory", "cudasharedmemory"):
+            return self._memory(method, parts)
         raise RefusedError(404, f"there is nothing at {shown(path)}")
 
     def _health(self, method: str, parts: list[str]) -> Reply:
@@ -272,37 +291,81 @@ class Application:
             404, "there are /v2/repository/index and /v2/repository/models/NAME/load and /unload"
         )
 
-    def _index(self, body: bytearray, left: Left | None) -> Reply:
-        document = read_json(bytes(body) or b"{}")
+    def _index(self, body: bytearray, held: Held, left: Left | None) -> Reply:
+        document = self._document(body, held)
         ready = isinstance(document, dict) and document.get("ready") is True
         return Reply(200, write_json(about.repository(self.models, ready)))
 
-    async def _body(self, headers: dict[bytes, bytes], receive: Receive) -> bytearray:
+    def _memory(self, method: str, parts: list[str]) -> Reply | Work:
+        """Register, unregister, and tell regions of shared memory."""
+        name, what = "", parts[1:]
+        if what[:1] == ["region"] and len(what) == 3:
+            name, what = what[1], what[2:]
+        cuda = parts[0] == "cudasharedmemory"
+        if what == ["status"]:
+            _only(method, "GET")
+            return _no_cuda("status", name) if cuda else Reply(200, write_json(self.memory.status(name)))
+        if what == ["unregister"] or (what == ["register"] and name):
+            _only(method, "POST")
+            if cuda:
+                return _no_cuda(what[0], name)
+            return functools.partial(self._change_memory, what[0], name)
+        raise RefusedError(
+            404,
+            f"there are /v2/{parts[0]}/status and /unregister, and /v2/{parts[0]}/region/NAME/register, "
+            "/status and /unregister",
+        )
+
+    def _change_memory(self, what: str, name: str, body: bytearray, held: Held, left: Left | None) -> Reply:
+        if what == "unregister":
+            self.memory.unregister(name)
+            return Reply(200, b"{}")
+        document = self._document(body, held)
+        if not isinstance(document, dict):
+            raise RefusedError(400, "an object with key, offset and byte_size")
+        self.memory.register(name, document.get("key"), document.get("offset", 0), document.get("byte_size"))
+        return Reply(200, b"{}")
+
+    def _document(self, body: bytearray, held: Held) -> Any:
+        """A body in JSON; an empty one is an empty object."""
+        if len(body) > self.doors.max_json:
+            raise RefusedError(413, f"{len(body)} bytes of JSON; this server reads {self.doors.max_json}")
+        with held.for_now(json_costs(body, len(body))):
+            return read_json(bytes(body) or b"{}")
+
+    async def _body(self, headers: dict[bytes, bytes], receive: Receive, held: Held) -> bytearray:
         """The body, as it comes."""
         most = self.doors.max_body
         length = headers.get(b"content-length")
         stop = Stop()
         timer = asyncio.get_running_loop().call_later(self.doors.body_timeout, stop)
         try:
-            body = await read_body(receive, None if length is None else length.decode("latin-1"), most)
+            told = None if length is None else length.decode("latin-1")
+            body = await read_body(receive, told, most, held)
         except asyncio.CancelledError:
             if not stop.taken_back():
                 raise
             raise RefusedError(408, f"the body did not arrive within {self.doors.body_timeout:g} s") from None
         finally:
             timer.cancel()
-        return self._checked(headers, body)
+        return self._checked(headers, body, held)
 
-    def _checked(self, headers: dict[bytes, bytes], body: bytearray) -> bytearray:
+    def _checked(self, headers: dict[bytes, bytes], body: bytearray, held: Held) -> bytearray:
         """A body within the limit, unpacked."""
         most = self.doors.max_body
         if len(body) > most:
             raise RefusedError(413, f"the body has {len(body)} bytes; this server takes {most}")
         encoding = headers.get(b"content-encoding")
-        return unpack(body, encoding.decode("latin-1"), most) if encoding else body
+        return unpack(body, encoding.decode("latin-1"), most, held) if encoding else body
 
     def _infer(
-        self, model: Model, headers: dict[bytes, bytes], came: int, body: bytearray, left: Left | None
+        self,
+        model: Model,
+        headers: dict[bytes, bytes],
+        came: int,
+        body: bytearray,
+        held: Held,
+        left: Left | None,
     ) -> Reply:
         answering = None
         if _is_file(headers, body):
@@ -310,7 +373,7 @@ class Application:
         else:
             header_length = headers.get(b"inference-header-content-length")
             length = None if header_length is None else header_length.decode("latin-1")
-            asked, answering = read_inference(body, length, self.doors.max_json)
+            asked, answering = read_inference(body, length, self.doors.max_json, held, self.memory)
         asked.came = came
         asked.timeout = _number(headers, TIMEOUT_HEADER, 0.0)
         if self.rules.allow_priority:
@@ -322,7 +385,7 @@ class Application:
             reply = _inferred(model, answer, answering or Answering())
         return _packed(reply, headers)
 
-    async def _in_thread(self, work: Work, body: bytearray, receive: Receive) -> Reply:
+    async def _in_thread(self, work: Work, body: bytearray, held: Held, receive: Receive) -> Reply:
         """What ``work`` gives on a thread; it is told if the client hangs up or the task is cancelled.
 
         Whoever is answered sooner than ``WATCHED`` is not watched: a task costs more than what it could save.
@@ -339,7 +402,7 @@ class Application:
         timer = loop.call_later(WATCHED, lambda: watching.append(loop.create_task(watch())))
         future: Future[Reply] = Future()
         try:
-            self._threads.start(lambda _: _fulfil(future, work, body, self._giving_up(gone.is_set)))
+            self._threads.start(lambda _: _fulfil(future, work, body, held, self._giving_up(gone.is_set)))
             return await asyncio.wrap_future(future)
         except asyncio.CancelledError:
             gone.set()
@@ -352,18 +415,19 @@ class Application:
                 task.cancel()
 
 
-def _fulfil(future: Future[Reply], work: Work, body: bytearray, left: Left) -> None:
-    if not future.set_running_or_notify_cancel():
-        return
-    try:
-        reply = work(body, left)
-    except BaseException as error:
-        future.set_exception(error)
-    else:
-        future.set_result(reply)
+def _fulfil(future: Future[Reply], work: Work, body: bytearray, held: Held, left: Left) -> None:
+    with held:
+        if not future.set_running_or_notify_cancel():
+            return
+        try:
+            reply = work(body, held, left)
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(reply)
 
 
-def _loaded(work: Callable[[str], None], name: str, body: bytearray, left: Left | None) -> Reply:
+def _loaded(work: Callable[[str], None], name: str, body: bytearray, held: Held, left: Left | None) -> Reply:
     document = read_json(bytes(body) or b"{}")
     if isinstance(document, dict) and _overrides(document):
         raise RefusedError(400, "models are built from the server's own files, not from a client's")
@@ -427,6 +491,17 @@ def _inferred(model: Model, outputs: Any, answering: Answering) -> Reply:
         return Reply(200, body)
     headers = ((b"inference-header-content-length", str(length).encode()),)
     return Reply(200, body, b"application/octet-stream", headers)
+
+
+def _no_cuda(what: str, name: str) -> Reply:
+    """There never is CUDA shared memory: nothing to tell, nothing to unregister, and none to register."""
+    if what == "register":
+        raise RefusedError(
+            400, "this server takes no CUDA shared memory; use system shared memory, or send the tensors"
+        )
+    if what == "status" and name:
+        raise RefusedError(404, "this server takes no CUDA shared memory, so there is no such region")
+    return Reply(200, b"[]" if what == "status" else b"{}")
 
 
 def _packed(reply: Reply, headers: dict[bytes, bytes]) -> Reply:

@@ -192,12 +192,16 @@ def _shaped(name: str, array: Array, shape: tuple[int, ...]) -> Array:
 
 @dataclass
 class Output:
-    """One output: numbers as an array in the datatype's own form, or the elements of BYTES in order."""
+    """One output: numbers as an array in the datatype's own form, or the elements of BYTES in order.
+
+    ``stored`` says that it was put into a client's shared memory, and is not sent.
+    """
 
     name: str
     datatype: str
     shape: tuple[int, ...]
     values: Array | list[bytes]
+    stored: bool = False
 
     def to_bytes(self) -> bytes:
         """As it goes behind the JSON: little endian, row by row; each element of BYTES behind its length."""
