@@ -134,7 +134,10 @@ def read_inference(
         end = int(header_length)
     if end > most:
         raise RefusedError(413, f"{end} bytes of JSON; this server reads {most}. Send tensors as binary data")
-    with held.for_now(json_costs(body, end)):
+    costs = json_costs(body, end)
+    if not costs:
+        return _read_document(body, end, held, memory)
+    with held.for_now(costs):
         return _read_document(body, end, held, memory)
 
 
