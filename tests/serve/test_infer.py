@@ -108,7 +108,7 @@ def test_numbers_of_every_datatype_come_back_as_they_went(serving, datatype):
 
 TOO_MUCH = {
     "BOOL": [2, "true", None],
-    "UINT8": [-1, 256, 1.0, True],
+    "UINT8": [-1, 256, 1.5, True],
     "INT64": [2**63, "1"],
     "FP16": [70000.0, 1e400],
     "FP32": [1e39, "1.0", False, 10**400],

@@ -10,7 +10,7 @@ from json.encoder import encode_basestring_ascii as quoted
 from typing import Any, NoReturn
 
 from ..errors import shown
-from .handle import Inference
+from .handle import PROTOCOLS, Inference
 from .refused import RefusedError
 from .room import Held
 from .shared_memory import SharedMemory
@@ -20,6 +20,10 @@ Receive = Callable[[], Awaitable[Any]]
 
 WINDOW = {"gzip": 31, "x-gzip": 31, "deflate": 47}
 """zlib's window bits by the name of an encoding; 47 looks at the head itself."""
+
+LEFT_OUT: tuple[str, ...] = (*PROTOCOLS, "binary_data", "binary_data_size", "classification")
+LEFT_OUT += ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
+"""Parameters that may be null, which is the same as none."""
 
 PIECE = 2**20
 """Bytes that are unpacked at once."""
@@ -148,7 +152,9 @@ def _read_document(
     if not isinstance(document, dict):
         raise RefusedError(400, f"an inference request is a JSON object, not {shown(document)}")
     answering = Answering()
-    request_id = document.get("id", "")
+    request_id = document.get("id")
+    if request_id is None:
+        request_id = ""
     if not isinstance(request_id, str):
         raise RefusedError(400, f"id = {shown(request_id)}: a text")
     answering.id = request_id
@@ -219,15 +225,17 @@ def _read_input(one: dict[str, Any], asked: Inference, rest: memoryview, memory:
     parameters = _parameters(f"input {name!r}", one)
     size = parameters.get("binary_data_size")
     if memory.read_input(asked, name, datatype, shape, parameters):
-        if "data" in one or size is not None:
+        if one.get("data") is not None or size is not None:
             raise RefusedError(400, f"input {name!r} is in shared memory, and has data; one of them")
         return rest
+    data = one.get("data")
     if size is None:
-        if "data" not in one:
+        if data is None:
             raise RefusedError(400, f"input {name!r} has no data")
-        asked.inputs[name] = (datatype, from_json(name, datatype, shape, one["data"]))
+        packed = parameters.get("content_type") == "base64"
+        asked.inputs[name] = (datatype, from_json(name, datatype, shape, data, packed))
         return rest
-    if "data" in one:
+    if data is not None:
         raise RefusedError(400, f"input {name!r} has data, and binary_data_size; one of them")
     if type(size) is not int or not 0 <= size <= len(rest):
         raise RefusedError(
@@ -251,9 +259,15 @@ def _name(where: str, one: dict[str, Any]) -> str:
 
 
 def _parameters(where: str, one: dict[str, Any]) -> dict[str, Any]:
-    parameters = one.get("parameters", {})
+    parameters = one.get("parameters")
+    if parameters is None:
+        return {}
     if not isinstance(parameters, dict):
         raise RefusedError(400, f"{where}: parameters = {shown(parameters)}: an object")
+    if None in parameters.values():  # clients write null for what they leave out; a key is refused elsewhere
+        return {
+            name: value for name, value in parameters.items() if value is not None or name not in LEFT_OUT
+        }
     return parameters
 
 

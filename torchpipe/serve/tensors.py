@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import struct
+from base64 import b64decode
 from dataclasses import dataclass
 from typing import Any
 
@@ -107,8 +108,10 @@ def _elements(name: str, raw: memoryview, count: int) -> list[bytes]:
     return found
 
 
-def from_json(name: str, datatype: str, shape: tuple[int, ...], data: Any) -> Array | Elements:
-    """An input from a list in JSON, flat or nested as its shape is.
+def from_json(
+    name: str, datatype: str, shape: tuple[int, ...], data: Any, base64: bool = False
+) -> Array | Elements:
+    """An input from a list in JSON, flat or nested as its shape is; BYTES may stand there in base64.
 
     Returns:
         as :func:`from_bytes`.
@@ -124,7 +127,7 @@ def from_json(name: str, datatype: str, shape: tuple[int, ...], data: Any) -> Ar
             400, f"input {name!r}: {len(values)} elements, and its shape {list(shape)} has {count}"
         )
     if datatype == "BYTES":
-        return _shaped_elements([_text(name, value) for value in values], shape)
+        return _shaped_elements([_text(name, value, base64) for value in values], shape)
     return _shaped(name, _numbers(name, datatype, values), shape)
 
 
@@ -144,7 +147,11 @@ def _numbers(name: str, datatype: str, values: list[Any]) -> Array:
     """Numbers of JSON in a datatype, if each of them is one."""
     dtype = DATATYPES[datatype]
     allowed = {"b": {bool, int}, "f": {int, float}}.get(dtype.kind, {int})
-    if not set(map(type, values)) <= allowed:
+    kinds = set(map(type, values))
+    if float in kinds and float not in allowed:  # JSON knows no difference between 5 and 5.0, nor do clients
+        values = [int(each) if type(each) is float and each.is_integer() else each for each in values]
+        kinds = set(map(type, values))
+    if not kinds <= allowed:
         wrong = next(value for value in values if type(value) not in allowed)
         raise RefusedError(400, f"input {name!r}: {shown(wrong)} is no {datatype}")
     if values and dtype.kind != "f":
@@ -162,9 +169,14 @@ def _numbers(name: str, datatype: str, values: list[Any]) -> Array:
     return array
 
 
-def _text(name: str, value: Any) -> bytes:
+def _text(name: str, value: Any, base64: bool) -> bytes:
     if not isinstance(value, str):
         raise RefusedError(400, f"input {name!r}: BYTES in JSON are texts, not {shown(value)}")
+    if base64:
+        try:
+            return b64decode(value, validate=True)
+        except ValueError as error:
+            raise RefusedError(400, f"input {name!r}: {shown(value)} is no base64: {error}") from None
     try:
         return value.encode()
     except UnicodeEncodeError:
