@@ -1,5 +1,6 @@
 """The bodies of all clients together are bounded: what does not fit is told so, and may come again."""
 
+import asyncio
 import contextlib
 import gzip
 import json
@@ -17,7 +18,7 @@ from torchpipe.serve.room import UNCOUNTED, Held, Room, memory_of_machine
 
 pytest.importorskip("uvicorn")
 from served import Served
-from threads import all_at_once, until
+from threads import all_at_once, backend, copy_data, until
 
 MEGA = 2**20
 MOST = 8 * MEGA
@@ -211,3 +212,42 @@ def test_of_many_threads_nothing_is_lost():
 def test_without_a_setting_it_is_a_part_of_the_memory_there_is():
     assert Room().most == memory_of_machine() // 4
     assert 2**26 < memory_of_machine() < 2**50
+
+
+def test_a_call_that_was_given_up_holds_its_room_until_its_thread_is_done(gate):
+    def forward(batch):
+        gate.stop()
+        copy_data(batch)
+
+    backend("Stops", forward)
+    pipe = torchpipe.pipe({"backend": "Stops"})
+    application = torchpipe.serve.asgi(pipe, max_bodies=MOST)
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v2/models/model/infer",
+        "headers": [(b"content-type", b"image/x")],
+    }
+
+    async def ask():
+        messages = [
+            {"type": "http.request", "body": b"x" * MEGA, "more_body": more} for more in (True, False)
+        ]
+
+        async def receive():
+            return messages.pop(0) if messages else await asyncio.Event().wait()
+
+        async def send(message):
+            pytest.fail(f"nobody was there for {message}")
+
+        task = asyncio.create_task(application(scope, receive, send))
+        await asyncio.to_thread(gate.wait_for_one)
+        assert application.room.used == 2 * MEGA
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+    with pipe:
+        asyncio.run(ask())
+        gate.open()
+        until(lambda: application.room.used == 0, "all room is given back")

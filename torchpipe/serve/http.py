@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import hmac
 import logging
@@ -34,7 +35,7 @@ from .faults import Faults
 from .handle import Inference, Rules, handle
 from .models import Model, Models
 from .refused import RefusedError
-from .room import Held, Room
+from .room import UNCOUNTED, Held, Room
 from .shared_memory import SharedMemory
 from .threads import Threads
 
@@ -374,6 +375,11 @@ class Application:
             header_length = headers.get(b"inference-header-content-length")
             length = None if header_length is None else header_length.decode("latin-1")
             asked, answering = read_inference(body, length, self.doors.max_json, held, self.memory)
+        if len(body) > UNCOUNTED:
+            with contextlib.suppress(
+                BufferError
+            ):  # arrays lie over it; a file and elements of BYTES are copies
+                body.clear()
         asked.came = came
         asked.timeout = _number(headers, TIMEOUT_HEADER, 0.0)
         if self.rules.allow_priority:
