@@ -13,7 +13,7 @@ from ..errors import shown
 from .handle import PROTOCOLS, Inference
 from .refused import RefusedError
 from .room import Held
-from .shared_memory import SharedMemory
+from .shared_memory import PARAMETERS, SharedMemory
 from .tensors import Output, check_datatype, from_bytes, from_json, read_shape
 
 Receive = Callable[[], Awaitable[Any]]
@@ -21,8 +21,7 @@ Receive = Callable[[], Awaitable[Any]]
 WINDOW = {"gzip": 31, "x-gzip": 31, "deflate": 47}
 """zlib's window bits by the name of an encoding; 47 looks at the head itself."""
 
-LEFT_OUT: tuple[str, ...] = (*PROTOCOLS, "binary_data", "binary_data_size", "classification")
-LEFT_OUT += ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
+LEFT_OUT = (*PROTOCOLS, *PARAMETERS, "binary_data", "binary_data_size", "classification")
 """Parameters that may be null, which is the same as none."""
 
 PIECE = 2**20
@@ -173,9 +172,7 @@ def _read_document(
             parameters = _parameters(f"output {name!r}", one)
             if "classification" in parameters:
                 raise RefusedError(400, f"output {name!r}: this server has no classification")
-            place = memory.place(f"output {name!r}", parameters)
-            if place is not None:
-                asked.places = {**(asked.places or {}), name: place}
+            memory.read_output(asked, name, parameters)
             answering.each[name] = _flag(parameters, "binary_data", answering.binary)
         asked.wanted = list(answering.each)
     return asked, answering
@@ -224,7 +221,7 @@ def _read_input(one: dict[str, Any], asked: Inference, rest: memoryview, memory:
     shape = read_shape(name, one.get("shape"))
     parameters = _parameters(f"input {name!r}", one)
     size = parameters.get("binary_data_size")
-    if memory.read_input(asked, name, datatype, shape, parameters):
+    if parameters and memory.read_input(asked, name, datatype, shape, parameters):
         if one.get("data") is not None or size is not None:
             raise RefusedError(400, f"input {name!r} is in shared memory, and has data; one of them")
         return rest

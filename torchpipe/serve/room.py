@@ -64,8 +64,9 @@ class Held:
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self.size = 0
-        self._settle()
+        if self.taken:
+            self.size = 0
+            self._settle()
 
     def handed_over(self) -> Held:
         """The same for another thread; this one holds nothing any more."""
@@ -91,8 +92,9 @@ class Held:
 
     def check(self, more: int) -> None:
         """Raise what :meth:`take` would now, and hold nothing."""
-        with self.for_now(more):
-            pass
+        if self.size + more > UNCOUNTED:
+            with self.for_now(more):
+                pass
 
     @contextlib.contextmanager
     def for_now(self, more: int) -> Iterator[None]:

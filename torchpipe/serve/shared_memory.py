@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 FOLDER = "/dev/shm"
 """Where ``shm_open`` keeps its objects on Linux."""
 
+PARAMETERS = ("shared_memory_region", "shared_memory_byte_size", "shared_memory_offset")
+"""What says of a tensor that it is in shared memory."""
+
 MOST_REGIONS = 1000
 """Regions at once; each is an open file."""
 
@@ -181,8 +184,8 @@ class SharedMemory:
                 403, "this server lets no client use shared memory; start it with --allow-shared-memory"
             )
 
-    def place(self, what: str, parameters: dict[str, Any]) -> Place | None:
-        """Where the parameters of an input or output put it; None if they name no region.
+    def place(self, what: str, parameters: dict[str, Any]) -> Place:
+        """Where the parameters of an input or output put it.
 
         Args:
             what: the tensor in words, for errors.
@@ -191,17 +194,14 @@ class SharedMemory:
         Raises:
             RefusedError: 400, there is no such region, or it is not that large.
         """
-        name = parameters.get("shared_memory_region")
-        if name is None:
-            for key in ("shared_memory_byte_size", "shared_memory_offset"):
-                if key in parameters:
-                    raise RefusedError(400, f"{what}: {key} without shared_memory_region")
-            return None
         if not self.allowed:
             raise RefusedError(
                 400,
                 f"{what}: this server lets no client use shared memory; start it with --allow-shared-memory",
             )
+        name = parameters.get("shared_memory_region")
+        if name is None:
+            raise RefusedError(400, f"{what}: {', '.join(parameters)} without shared_memory_region")
         try:
             region = self._find(name)
         except RefusedError as error:
@@ -229,9 +229,9 @@ class SharedMemory:
         Raises:
             RefusedError: 400 as for :meth:`place`; 413 if the inputs are longer together than allowed.
         """
-        place = self.place(f"input {name!r}", parameters)
-        if place is None:
+        if parameters.keys().isdisjoint(PARAMETERS):
             return False
+        place = self.place(f"input {name!r}", parameters)
         asked.shared += place.size
         if asked.shared > self.most:
             raise RefusedError(
@@ -239,6 +239,17 @@ class SharedMemory:
             )
         asked.held.take(place.size)
         asked.inputs[name] = (datatype, from_bytes(name, datatype, shape, memoryview(place.read())))
+        return True
+
+    def read_output(self, asked: Inference, name: str, parameters: dict[str, Any]) -> bool:
+        """Let an output of a call be put into a region, if its parameters name one; whether they do.
+
+        Raises:
+            RefusedError: 400 as for :meth:`place`.
+        """
+        if parameters.keys().isdisjoint(PARAMETERS):
+            return False
+        asked.places = {**(asked.places or {}), name: self.place(f"output {name!r}", parameters)}
         return True
 
     def _find(self, name: Any) -> Region:
