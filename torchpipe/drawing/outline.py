@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ..backends.flow.jump import Jump
+from ..config.expression import Component
 from ..config.graph import Graph, check_graph
 from ..config.node_config import NodeConfig
 from ..config.pipe_config import load
+
+NUMBER = re.compile(r"[-+\d.eE]{1,30}")
+LEFT_OUT = "\u2026"
 
 
 @dataclass(frozen=True)
@@ -51,14 +56,24 @@ def outline(config: Any) -> Outline:
     Raises:
         ConfigError: for every mistake in it that can be seen without building.
     """
-    nodes = load(config).nodes
+    return outline_of(load(config).nodes)
+
+
+def outline_of(nodes: dict[str, NodeConfig], *, texts: bool = True) -> Outline:
+    """The outline of checked nodes.
+
+    Args:
+        nodes: by name, in order of declaration.
+        texts: whether values of parameters that are texts are told. If not, each is an ellipsis: it may be a
+            path or a secret, which only the owner of the configuration should see.
+    """
     graph = check_graph(nodes)
-    boxes = {name: _box(node) for name, node in nodes.items()}
+    boxes = {name: _box(node, texts) for name, node in nodes.items()}
     arrows = [arrow for name, node in nodes.items() for arrow in _arrows(name, node, graph)]
     return Outline(boxes, arrows, [list(graph.reach(root)) for root in graph.roots])
 
 
-def _box(node: NodeConfig) -> Box:
+def _box(node: NodeConfig, texts: bool) -> Box:
     options = node.options
     facts = []
     if node.lender != node.name:
@@ -73,16 +88,33 @@ def _box(node: NodeConfig) -> Box:
         facts.append(options.scheduler)
     if options.batching_timeout:
         facts.append(f"waits up to {options.batching_timeout:g} ms")
-    expression = " & ".join(str(group.blueprint.component) for group in node.groups)
-    parameters = [line for group in node.groups for line in _parameters(group.blueprint)]
+    components = [group.blueprint.component for group in node.groups]
+    expression = " & ".join(str(one if texts else _without_texts(one)) for one in components)
+    parameters = [line for group in node.groups for line in _parameters(group.blueprint, texts)]
     return Box(node.name, expression, tuple(facts), tuple(parameters), node.lender != node.name)
 
 
-def _parameters(blueprint: Any) -> Iterator[str]:
+def _parameters(blueprint: Any, texts: bool) -> Iterator[str]:
     for part in blueprint.walk():
         for key, setting in part.settings.items():
             if setting.source != "default":
-                yield f"{part.component.name}: {key} = {setting.value!r}"
+                told = repr(setting.value) if texts or _is_numbers(setting.value) else LEFT_OUT
+                yield f"{part.component.name}: {key} = {told}"
+
+
+def _is_numbers(value: Any) -> bool:
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_numbers, value))
+    return value is None or isinstance(value, (bool, int, float))
+
+
+def _without_texts(component: Component) -> Component:
+    """The same expression with an ellipsis for each argument that is no number."""
+    return replace(
+        component,
+        args=tuple((key, value if NUMBER.fullmatch(value) else LEFT_OUT) for key, value in component.args),
+        children=tuple(map(_without_texts, component.children)),
+    )
 
 
 def _arrows(name: str, node: NodeConfig, graph: Graph) -> Iterator[Arrow]:

@@ -12,14 +12,11 @@ from .outline import Arrow, Box, Outline
 
 LETTER, NAME_LETTER, LINE = 7.3, 9.1, 17  # pixels: the width of a letter, of one in a name; height of a line
 WIDEST = 34  # letters of an expression on one line
-STYLE = """
+PICTURE_STYLE = """
 :root { color-scheme: light dark; --ink: #1b2430; --soft: #5b6675; --paper: #f6f7f9; --card: #ffffff;
-  --edge: #c3cad4; --next: #3b6fd4; --map: #2f9e6e; --jump: #d9630f; }
+  --edge: #c3cad4; --next: #3b6fd4; --map: #1f7a53; --jump: #b84f06; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6eaf0; --soft: #9aa5b4; --paper: #14181e;
   --card: #1f252e; --edge: #46505e; --next: #7aa2f0; --map: #5fcf9d; --jump: #f39a55; } }
-body { margin: 0; background: var(--paper); color: var(--ink); font: 14px system-ui, sans-serif; }
-h1 { font-size: 20px; margin: 24px 28px 4px; } .legend { margin: 0 28px; color: var(--soft); }
-.legend b { font-weight: 600; } .drawing { overflow: auto; padding: 20px 28px 40px; }
 svg text { font-family: ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; font-size: 12px;
   fill: var(--ink); } svg .name { font-weight: 700; font-size: 15px; } svg .fact { fill: var(--soft); }
 svg .part { fill: none; stroke: var(--edge); stroke-dasharray: 2 4; } svg .heading { fill: var(--soft); }
@@ -28,8 +25,13 @@ svg .box { fill: var(--card); stroke: var(--edge); stroke-width: 1.5; } svg .roo
 svg .next { stroke: var(--next); } svg .map { stroke: var(--map); stroke-dasharray: 2 4; }
 svg .jump { stroke: var(--jump); stroke-dasharray: 7 4; } svg .label { font-size: 11px; fill: var(--soft);
   paint-order: stroke; stroke: var(--paper); stroke-width: 5px; }
-.legend .next { color: var(--next); } .legend .map { color: var(--map); }
+.legend b { font-weight: 600; } .legend .next { color: var(--next); } .legend .map { color: var(--map); }
 .legend .jump { color: var(--jump); }
+"""
+STYLE = """
+body { margin: 0; background: var(--paper); color: var(--ink); font: 14px system-ui, sans-serif; }
+h1 { font-size: 20px; margin: 24px 28px 4px; } .legend { margin: 0 28px; color: var(--soft); }
+.drawing { overflow: auto; padding: 20px 28px 40px; }
 """
 LEGEND = {
     "next": ("──▶", "next: the request goes on; with the keys that a map takes"),
@@ -44,7 +46,7 @@ def page(outline: Outline, title: str) -> str:
     head, body = Xml.SubElement(html, "head"), Xml.SubElement(html, "body")
     Xml.SubElement(head, "meta", charset="utf-8")
     _text(head, "title", title)
-    _text(head, "style", STYLE)
+    _text(head, "style", PICTURE_STYLE + STYLE)
     _text(body, "h1", title)
     legend = Xml.SubElement(body, "p", {"class": "legend"})
     for kind in dict.fromkeys(arrow.kind for arrow in outline.arrows):
@@ -55,8 +57,8 @@ def page(outline: Outline, title: str) -> str:
     return "<!DOCTYPE html>\n" + Xml.tostring(html, encoding="unicode", method="html")
 
 
-def picture(outline: Outline) -> Xml.Element:
-    """The drawing as an SVG element."""
+def picture(outline: Outline, ids: str = "") -> Xml.Element:
+    """The drawing as an SVG element; ``ids`` begins its ids, where a page has several of them."""
     words = {name: _words(box) for name, box in outline.boxes.items()}
     layout = lay_out(outline, {name: _size(lines) for name, lines in words.items()})
     width, height = f"{layout.width + 2:.0f}", f"{layout.height + 2:.0f}"
@@ -64,7 +66,7 @@ def picture(outline: Outline) -> Xml.Element:
     svg.set("xmlns", "http://www.w3.org/2000/svg")
     marks = Xml.SubElement(svg, "defs")
     for kind in LEGEND:
-        mark = Xml.SubElement(marks, "marker", id=f"head-{kind}", viewBox="0 0 10 10", refX="9", refY="5")
+        mark = Xml.SubElement(marks, "marker", id=f"{ids}head-{kind}", viewBox="0 0 10 10", refX="9", refY="5")
         mark.attrib |= {"markerWidth": "7", "markerHeight": "7", "orient": "auto"}
         Xml.SubElement(mark, "path", d="M0,0 L10,5 L0,10 z", fill=f"var(--{kind})")
     for part, place in zip(outline.parts, layout.parts, strict=True):
@@ -72,7 +74,7 @@ def picture(outline: Outline) -> Xml.Element:
             _rectangle(svg, place, "part", 14)
             corner = {"x": f"{place.x - place.width / 2 + 14:.1f}", "y": "22", "class": "heading"}
             _text(svg, "text", f"from {part[0]}", corner)
-    _draw_arrows(svg, layout)
+    _draw_arrows(svg, layout, ids)
     roots = {part[0] for part in outline.parts}
     for name, box in outline.boxes.items():
         _draw_box(svg, box, words[name], layout.boxes[name], name in roots)
@@ -122,11 +124,11 @@ def _draw_box(svg: Xml.Element, box: Box, lines: list[tuple[str, str]], place: P
         _text(group, "text", text, at)
 
 
-def _draw_arrows(svg: Xml.Element, layout: Layout) -> None:
+def _draw_arrows(svg: Xml.Element, layout: Layout, ids: str) -> None:
     for arrow, points in layout.ways:
         d = _sideways(points) if arrow.kind == "jump" else _downwards(points)
         line = Xml.SubElement(svg, "path", {"class": f"arrow {arrow.kind}", "d": d})
-        line.set("marker-end", f"url(#head-{arrow.kind})")
+        line.set("marker-end", f"url(#{ids}head-{arrow.kind})")
     for arrow, points in layout.ways:  # on top of all lines
         _label(svg, arrow, points)
 
