@@ -66,7 +66,9 @@ def picture(outline: Outline, ids: str = "") -> Xml.Element:
     svg.set("xmlns", "http://www.w3.org/2000/svg")
     marks = Xml.SubElement(svg, "defs")
     for kind in LEGEND:
-        mark = Xml.SubElement(marks, "marker", id=f"{ids}head-{kind}", viewBox="0 0 10 10", refX="9", refY="5")
+        mark = Xml.SubElement(
+            marks, "marker", id=f"{ids}head-{kind}", viewBox="0 0 10 10", refX="9", refY="5"
+        )
         mark.attrib |= {"markerWidth": "7", "markerHeight": "7", "orient": "auto"}
         Xml.SubElement(mark, "path", d="M0,0 L10,5 L0,10 z", fill=f"var(--{kind})")
     for part, place in zip(outline.parts, layout.parts, strict=True):

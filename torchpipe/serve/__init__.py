@@ -29,6 +29,7 @@ def asgi(
     body_timeout: float = 30.0,
     token: str = "",
     access_log: bool = False,
+    page: bool = True,
 ) -> Application:
     """An ASGI application, to be run by any such server or mounted into another application.
 
@@ -53,6 +54,8 @@ def asgi(
         body_timeout: seconds for a body to arrive.
         token: a secret that every request must bring, as ``Authorization: Bearer TOKEN``; "" for none.
         access_log: whether each request is a line of the log ``torchpipe.access``.
+        page: whether there is a page for people at the root, with the models, their graphs, and forms to
+            try them.
 
     Raises:
         ConfigError: for a mistake in a configuration, its table ``[serve]``, or a name.
@@ -69,6 +72,7 @@ def asgi(
         access_log,
         max_bodies,
         allow_shared_memory,
+        page,
     )
     return Application(models_of(models), rules, doors)
 

@@ -43,6 +43,7 @@ def serve(options: argparse.Namespace) -> int:
         body_timeout=options.body_timeout,
         token=token(options.token_file),
         access_log=options.access_log,
+        page=not options.no_page,
     )
     return 0 if run(application, listening, bound) else 1
 
@@ -101,6 +102,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--certificate", default="", metavar="FILE", help="for TLS")
     command.add_argument("--private-key", default="", metavar="FILE", help="of the certificate")
     command.add_argument("--access-log", action="store_true", help="log a line for each request")
+    command.add_argument("--no-page", action="store_true", help="no page for people at the root")
 
 
 def _port(text: str) -> int:

@@ -16,9 +16,10 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import quote
 
 from ..errors import CancelledError, shown
-from . import about
+from . import about, page
 from .body import (
     Answering,
     HungUpError,
@@ -76,6 +77,7 @@ class Doors:
         access_log: whether each request is one line of the log ``torchpipe.access``.
         max_bodies: bytes of the bodies of all clients together; 0 for a quarter of the memory.
         shared_memory: whether clients may register regions of system shared memory.
+        page: whether there is a page for people at the root.
     """
 
     max_body: int = 64 * 2**20
@@ -86,6 +88,7 @@ class Doors:
     access_log: bool = False
     max_bodies: int = 0
     shared_memory: bool = False
+    page: bool = True
 
 
 @dataclass
@@ -120,6 +123,7 @@ class Application:
         self.models = models
         self.rules = rules
         self.doors = doors
+        self.page = page.Page(models)
         self.stopping = False
         self.ended = False
         self.room = Room(doors.max_bodies)
@@ -220,7 +224,7 @@ class Application:
             path = path[len(root) :]
         parts = path.strip("/").split("/")
         if parts[0] != "v2":
-            raise RefusedError(404, f"there is nothing at {shown(path)}; the protocol begins at /v2")
+            return lambda body, left: self._page(path, scope, headers)
         method, parts = scope["method"], parts[1:]
         if parts[:1] == ["health"]:
             return self._health(method, parts[1:])
@@ -235,6 +239,25 @@ class Application:
         if parts[0] in ("systemsharedmemory", "cudasharedmemory"):
             return self._memory(method, parts)
         raise RefusedError(404, f"there is nothing at {shown(path)}")
+
+    def _page(self, path: str, scope: Scope, headers: dict[bytes, bytes]) -> Reply:
+        """The page for people, and its files; without the token it does not say what is served."""
+        if not self.doors.page or not (self.page.has(path) or path == ""):
+            raise RefusedError(404, f"there is nothing at {shown(path)}; the protocol begins at /v2")
+        _only(scope["method"], "GET")
+        if path == "":  # mounted, and asked for without the slash from which its links begin
+            last = scope["path"].rpartition("/")[2]
+            return Reply(307, b"", headers=((b"location", f"{quote(last)}/".encode()),))
+        if path != "/":
+            kind, body = self.page.file(path)
+            return _packed(Reply(200, body, kind.encode(), page.HEADERS), headers)
+        known = not self.doors.token or b"authorization" in headers
+        if known:
+            self._check_token(headers)
+        accepted = headers.get(b"accept-language", b"").decode("latin-1")
+        body = self.page.html(accepted, known, self.stopping)
+        more = (*page.HEADERS, (b"vary", b"accept-language, authorization"))
+        return _packed(Reply(200, body, b"text/html; charset=utf-8", more), headers)
 
     def _health(self, method: str, parts: list[str]) -> Reply:
         if parts == ["live"]:
