@@ -26,6 +26,9 @@ class Served:
         self._bound = bind(listening)
         self.port = self._bound.getsockname()[1]
         self._server = server_of(self.application, listening)
+        self._start()
+
+    def _start(self):
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._bound]})
         self._thread.start()
         while not self._server.started:

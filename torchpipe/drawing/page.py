@@ -14,7 +14,7 @@ LETTER, NAME_LETTER, LINE = 7.3, 9.1, 17  # pixels: the width of a letter, of on
 WIDEST = 34  # letters of an expression on one line
 PICTURE_STYLE = """
 :root { color-scheme: light dark; --ink: #1b2430; --soft: #5b6675; --paper: #f6f7f9; --card: #ffffff;
-  --edge: #c3cad4; --next: #3b6fd4; --map: #1f7a53; --jump: #b84f06; }
+  --edge: #c3cad4; --next: #2f63c4; --map: #1f7a53; --jump: #b84f06; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6eaf0; --soft: #9aa5b4; --paper: #14181e;
   --card: #1f252e; --edge: #46505e; --next: #7aa2f0; --map: #5fcf9d; --jump: #f39a55; } }
 svg text { font-family: ui-monospace, Menlo, Consolas, "DejaVu Sans Mono", monospace; font-size: 12px;

@@ -50,7 +50,7 @@ function spread(text) {
     } else if (one === ',') {
       out += flat.at(-1) ? ', ' : ',' + line();
     } else {
-      out += one === ':' ? ': ' : one;
+      out += one === ':' ? ': ' : one[0] === '"' ? JSON.stringify(JSON.parse(one)) : one;
     }
   });
   return out;
@@ -72,9 +72,10 @@ function tell(form, text, failed) {
 
 async function send(form) {
   const [button, stop, answer] = ['.send', '.stop', '.answer'].map((one) => form.querySelector(one));
+  if (running.has(form)) return;
   const call = new AbortController();
   running.set(form, call);
-  button.disabled = true;
+  button.setAttribute('aria-disabled', 'true'); // a disabled one would lose the keyboard's focus
   stop.hidden = false;
   answer.hidden = true;
   tell(form, words.sending, false);
@@ -94,8 +95,10 @@ async function send(form) {
   } catch (error) {
     tell(form, error.name === 'AbortError' ? words.stopped : `${words.silent} ${error.message}`, true);
   }
+  if (document.activeElement === stop) button.focus();
   stop.hidden = true;
-  button.disabled = false;
+  button.removeAttribute('aria-disabled');
+  running.delete(form);
 }
 
 function showCommand(form) {
@@ -162,6 +165,6 @@ document.addEventListener('input', ({target}) => {
   else showCommand(form);
 });
 document.addEventListener('click', ({target}) => {
-  if (target.matches('.stop')) running.get(target.form).abort();
+  if (target.matches('.stop')) running.get(target.form)?.abort();
 });
 start();
