@@ -14,9 +14,13 @@ from hypothesis import strategies as st
 import torchpipe
 from torchpipe import ConfigError
 from torchpipe.__main__ import main
+from torchpipe.backends.base import UNLIMITED
+from torchpipe.config.pipe_config import load
 from torchpipe.drawing import mermaid, outline, page, show
+from torchpipe.drawing.curves import _points as sampled
+from torchpipe.drawing.curves import curves_of, label_places
 from torchpipe.drawing.layout import lay_out
-from torchpipe.drawing.outline import Arrow, Box, Outline
+from torchpipe.drawing.outline import Arrow, Box, Outline, outline_of
 from torchpipe.drawing.page import picture
 
 CHROMIUM = shutil.which("chromium")
@@ -104,6 +108,93 @@ def test_the_picture_has_every_word_and_line():
     } <= set(found)
     kinds = [path.get("class") for path in svg.iter("path") if path.get("class")]
     assert sorted(kinds) == ["arrow jump", "arrow map", *["arrow next"] * 5]
+
+
+def boxed(config, **options) -> list[str]:
+    """The lines in the box of a flat configuration, below its name."""
+    return texts(picture(outline_of(load(config).nodes, **options)))[1:]
+
+
+def test_a_box_has_what_was_set_and_the_most_requests_at_once():
+    config = {"backend": "S[DecodeMat,ResizeMat,Identities]", "resize_h": 8, "resize_w": 9, "max": 4}
+    found = boxed(config)
+    assert found[-3:] == ["max 4", "resize_h = 8", "resize_w = 9"]
+
+
+def test_the_most_requests_at_once_are_told_where_they_are_known():
+    assert boxed({"backend": "Identity"}) == ["Identity"]
+    assert boxed({"backend": "Identity"}, maxima={"node": 7}) == ["Identity", "max 7"]
+    assert boxed({"backend": "Identity"}, maxima={"node": 1}) == ["Identity"]
+    assert boxed({"backend": "Identity"}, maxima={"node": UNLIMITED}) == ["Identity", "max of any number"]
+
+
+def test_long_values_and_many_of_them_are_cut_in_the_box_and_whole_in_its_title():
+    @torchpipe.register_backend
+    class Wordy(torchpipe.Backend):
+        def __init__(self, path: str, a: int, b: int, c: int, d: int, e: int, f: int, g: int):
+            pass
+
+    path = "/a/very/long/path/to/some/folder/with/the/model.onnx"
+    config = {"backend": "Wordy", "path": path, **dict.fromkeys("abcdefg", 1)}
+    svg = picture(outline(config))
+    assert texts(svg)[2:] == [
+        "path = …older/with/the/model.onnx'",
+        *(f"{key} = 1" for key in "abcde"),
+        "and 2 more",
+    ]
+    assert f"path = {path!r}" in svg.find(".//title").text
+
+
+def test_texts_are_left_out_where_only_the_owner_should_see_them():
+    @torchpipe.register_backend
+    class Secretive(torchpipe.Backend):
+        def __init__(self, word: str, factor: float = 1.0, sizes: list[int] = ()):
+            pass
+
+    config = {
+        "a": {"backend": "S[Secretive(word=secret,factor=-1.5e3),Identity]", "next": "b"},
+        "b": {"backend": "Secretive", "word": "secret", "sizes": "1,2"},
+    }
+    drawn = outline_of(load(config).nodes, texts=False)
+    assert drawn.boxes["a"].expression == "S[Secretive(word=…,factor=-1.5e3),Identity]"
+    assert drawn.boxes["b"].parameters == ("Secretive: word = …", "Secretive: sizes = [1, 2]")
+    assert "secret" not in page(drawn, "drawing")
+
+
+KEYS = ("data", "one", "two", "three")
+JOINED = {
+    "root": {"next": "m0,m1,m2,m3"},
+    **{f"m{i}": {"backend": "S[Identity,Identity]", "next": "end"} for i in range(4)},
+    "end": {
+        "map": ",".join(f"m{i}[result:{'data' if i == 0 else f'r{i}'},data:a_long_key{i}]" for i in range(4))
+    },
+}
+
+
+@pytest.mark.parametrize("config", [FORK, JOINED], ids=["fork", "joined"])
+def test_no_label_lies_on_a_curve_a_box_or_another_label(config):
+    drawn = outline(config)
+    widths = {arrow: 100.0 for arrow in drawn.arrows if arrow.label}
+    layout = lay_out(drawn, dict.fromkeys(drawn.boxes, (120.0, 60.0)), widths)
+    sizes = {i: (100.0, 15.0 * len(arrow.label)) for i, (arrow, _) in enumerate(layout.ways) if arrow.label}
+    places = list(label_places(layout, sizes).values())
+    assert len(places) == len(sizes) > 2
+    for i, label in enumerate(places):
+        for other in [*layout.boxes.values(), *places[i + 1 :]]:
+            wide, high = (label.width + other.width) / 2, (label.height + other.height) / 2
+            assert abs(label.x - other.x) >= wide or abs(label.y - other.y) >= high
+        for arrow, points in layout.ways:
+            for x, y in sampled(curves_of(arrow, points)):
+                assert abs(x - label.x) >= label.width / 2 or abs(y - label.y) >= label.height / 2
+
+
+def test_a_label_is_inside_the_picture():
+    config = {"a": {"next": "b"}, "b": {"map": f"a[result:data,data:{'long' * 30}]"}}
+    svg = picture(outline(config))
+    left, _, width, _ = map(float, svg.get("viewBox").split())
+    for label in svg.iter("text"):
+        if label.get("class") == "label":
+            assert left <= float(label.get("x")) <= left + width - 6 * len(label.text)
 
 
 def test_a_long_expression_is_broken_after_commas():

@@ -86,6 +86,12 @@ def test_the_page_has_the_drawing_of_each_graph(served):
     assert len(ids) == len(set(ids))
 
 
+def test_the_drawing_says_how_many_requests_a_built_node_takes_at_once():
+    config = {"backend": "S[Identity,Identities]", "Identities::max": 6}
+    with torchpipe.pipe(config) as pipe, Served(pipe) as served:
+        assert "max 6" in page_of(served).words
+
+
 def test_names_of_a_configuration_are_never_markup(served):
     page = page_of(served)
     assert [attributes for tag, attributes in page.tags if tag == "script"] == [

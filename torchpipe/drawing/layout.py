@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
+from types import MappingProxyType
 from typing import Any
 
 from ..errors import optional
@@ -15,6 +17,7 @@ Part = tuple[dict[str, "Place"], list[tuple[Arrow, list[Point]]]]
 
 BETWEEN, BELOW, AROUND = 36, 56, 28  # pixels between boxes of a layer, between layers, around a part
 LABEL_LINE = 15
+BEND = 46  # pixels in which an arrow with a label comes to its end
 HEADING = 26
 BOW = 60  # how far a jump to a box above or below swings out
 
@@ -66,16 +69,19 @@ class _Way:
         self.points = [(float(x), float(y)) for x, y in points]
 
 
-def lay_out(outline: Outline, sizes: dict[str, Point]) -> Layout:
-    """Place boxes of these sizes; parts stand side by side.
+def lay_out(
+    outline: Outline, sizes: dict[str, Point], labels: Mapping[Arrow, float] = MappingProxyType({})
+) -> Layout:
+    """Place boxes of these sizes, with room for labels of these widths; parts stand side by side.
 
     Raises:
         ImportError: grandalf is not installed (``pip install '.[show]'``).
     """
     layout = Layout({}, [], [], 0.0, 0.0)
+    heading = HEADING if len(outline.parts) > 1 else 0
     for part in outline.parts:
         arrows = [arrow for arrow in outline.arrows if arrow.start in part and arrow.kind != "jump"]
-        boxes, ways = _lay_out_part(part, arrows, sizes)
+        boxes, ways = _lay_out_part(part, arrows, sizes, labels)
         xs = [
             edge
             for place in boxes.values()
@@ -84,8 +90,8 @@ def lay_out(outline: Outline, sizes: dict[str, Point]) -> Layout:
         xs += [x for _, points in ways for x, _ in points]
         left, top = min(xs), min(place.top for place in boxes.values())
         width = max(xs) - left + 2 * AROUND
-        height = max(place.bottom for place in boxes.values()) - top + 2 * AROUND + HEADING
-        dx, dy = layout.width + AROUND - left, AROUND + HEADING - top
+        height = max(place.bottom for place in boxes.values()) - top + 2 * AROUND + heading
+        dx, dy = layout.width + AROUND - left, AROUND + heading - top
         for name, place in boxes.items():
             layout.boxes[name] = Place(place.x + dx, place.y + dy, place.width, place.height)
         layout.ways += [(arrow, [(x + dx, y + dy) for x, y in points]) for arrow, points in ways]
@@ -94,6 +100,9 @@ def lay_out(outline: Outline, sizes: dict[str, Point]) -> Layout:
         layout.height = max(layout.height, height)
     layout.width -= 2 * AROUND
     _spread_ends(layout)
+    for arrow, points in layout.ways:
+        if arrow.label:
+            _leave_room_beside(points)
     for arrow in outline.arrows:
         if arrow.kind == "jump":
             points = _jump(layout.boxes[arrow.start], layout.boxes[arrow.end])
@@ -102,12 +111,15 @@ def lay_out(outline: Outline, sizes: dict[str, Point]) -> Layout:
     return layout
 
 
-def _lay_out_part(part: list[str], arrows: list[Arrow], sizes: dict[str, Point]) -> Part:
+def _lay_out_part(
+    part: list[str], arrows: list[Arrow], sizes: dict[str, Point], labels: Mapping[Arrow, float]
+) -> Part:
     graphs = optional("grandalf.graphs", "show")
     layouts: Any = optional("grandalf.layouts", "show")
     vertices = {name: graphs.Vertex(name) for name in part}
     for name, vertex in vertices.items():
-        vertex.view = _View(sizes[name])
+        width = max((labels.get(arrow, 0.0) for arrow in arrows if arrow.start == name), default=0.0)
+        vertex.view = _View((max(sizes[name][0], width), sizes[name][1]))
     edges = [graphs.Edge(vertices[arrow.start], vertices[arrow.end]) for arrow in arrows]
     for edge in edges:
         edge.view = _Way()
@@ -157,6 +169,13 @@ def _spread_ends(layout: Layout) -> None:
             step = place.width * 0.7 / max(len(mine), 2)
             for i, points in enumerate(mine):
                 points[end] = (place.x + (i - (len(mine) - 1) / 2) * step, y)
+
+
+def _leave_room_beside(points: list[Point]) -> None:
+    """Let the last stretch of an arrow go straight down before it bends: its label stands there."""
+    (x, start), (_, end) = points[-2:]
+    if start + 4 < end - BEND:
+        points.insert(-1, (x, end - BEND))
 
 
 def _jump(start: Place, end: Place) -> list[Point]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..backends.base import UNLIMITED
 from ..backends.flow.jump import Jump
 from ..config.expression import Component
 from ..config.graph import Graph, check_graph
@@ -59,21 +60,36 @@ def outline(config: Any) -> Outline:
     return outline_of(load(config).nodes)
 
 
-def outline_of(nodes: dict[str, NodeConfig], *, texts: bool = True) -> Outline:
+def outline_of(
+    nodes: dict[str, NodeConfig], *, maxima: Mapping[str, int | None] | None = None, texts: bool = True
+) -> Outline:
     """The outline of checked nodes.
 
     Args:
         nodes: by name, in order of declaration.
+        maxima: how many requests each takes at once, where that is known since it was built. If not, it is
+            told of those whose configuration or class says it.
         texts: whether values of parameters that are texts are told. If not, each is an ellipsis: it may be a
             path or a secret, which only the owner of the configuration should see.
     """
     graph = check_graph(nodes)
-    boxes = {name: _box(node, texts) for name, node in nodes.items()}
+    boxes = {}
+    for name, node in nodes.items():
+        most = _maximum(node) if maxima is None else maxima.get(name)
+        boxes[name] = _box(node, most, texts)
     arrows = [arrow for name, node in nodes.items() for arrow in _arrows(name, node, graph)]
     return Outline(boxes, arrows, [list(graph.reach(root)) for root in graph.roots])
 
 
-def _box(node: NodeConfig, texts: bool) -> Box:
+def _maximum(node: NodeConfig) -> int | None:
+    """The most requests at once, if one backend of the node says it and no model decides."""
+    parts = [part for group in node.groups for part in group.blueprint.walk()]
+    found = [part.settings["max"].value if "max" in part.settings else part.cls.max for part in parts]
+    limits = {most for most in found if isinstance(most, int) and most not in (1, UNLIMITED)}
+    return limits.pop() if len(limits) == 1 else None
+
+
+def _box(node: NodeConfig, most: int | None, texts: bool) -> Box:
     options = node.options
     facts = []
     if node.lender != node.name:
@@ -82,6 +98,8 @@ def _box(node: NodeConfig, texts: bool) -> Box:
         counts = [group.instance_num for group in node.groups]
         if sum(counts) > 1:
             facts.append(" + ".join(map(str, counts)) + " instances")
+    if most is not None and most > 1:
+        facts.append("max of any number" if most == UNLIMITED else f"max {most}")
     if options.filter:
         facts.append(f"filter {options.filter}")
     if options.scheduler:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from itertools import pairwise
 from xml.etree import ElementTree as Xml  # the text of a configuration becomes text, never markup
 
-from .layout import BOW, LABEL_LINE, Layout, Place, Point, lay_out
-from .outline import Arrow, Box, Outline
+from .curves import curves_of, label_places, path_of
+from .layout import LABEL_LINE, Layout, Place, Point, lay_out
+from .outline import LEFT_OUT, Arrow, Box, Outline
 
 LETTER, NAME_LETTER, LINE = 7.3, 9.1, 17  # pixels: the width of a letter, of one in a name; height of a line
+LABEL_LETTER = 6.7  # pixels: the width of a letter of a label
 WIDEST = 34  # letters of an expression on one line
+MOST_PARAMETERS = 6  # lines of them in a box
 PICTURE_STYLE = """
 :root { color-scheme: light dark; --ink: #1b2430; --soft: #5b6675; --paper: #f6f7f9; --card: #ffffff;
   --edge: #c3cad4; --next: #2f63c4; --map: #1f7a53; --jump: #b84f06; }
@@ -32,6 +34,8 @@ STYLE = """
 body { margin: 0; background: var(--paper); color: var(--ink); font: 14px system-ui, sans-serif; }
 h1 { font-size: 20px; margin: 24px 28px 4px; } .legend { margin: 0 28px; color: var(--soft); }
 .drawing { overflow: auto; padding: 20px 28px 40px; }
+main { width: fit-content; max-width: 100%; margin: auto; }
+.drawing svg { display: block; margin: auto; }
 """
 LEGEND = {
     "next": ("──▶", "next: the request goes on; with the keys that a map takes"),
@@ -47,12 +51,13 @@ def page(outline: Outline, title: str) -> str:
     Xml.SubElement(head, "meta", charset="utf-8")
     _text(head, "title", title)
     _text(head, "style", PICTURE_STYLE + STYLE)
-    _text(body, "h1", title)
-    legend = Xml.SubElement(body, "p", {"class": "legend"})
+    main = Xml.SubElement(body, "main")
+    _text(main, "h1", title)
+    legend = Xml.SubElement(main, "p", {"class": "legend"})
     for kind in dict.fromkeys(arrow.kind for arrow in outline.arrows):
         sign, meaning = LEGEND[kind]
         _text(legend, "b", sign, {"class": kind}).tail = f" {meaning}\u2003"
-    place = Xml.SubElement(body, "div", {"class": "drawing"})
+    place = Xml.SubElement(main, "div", {"class": "drawing"})
     place.append(picture(outline))
     return "<!DOCTYPE html>\n" + Xml.tostring(html, encoding="unicode", method="html")
 
@@ -60,9 +65,18 @@ def page(outline: Outline, title: str) -> str:
 def picture(outline: Outline, ids: str = "") -> Xml.Element:
     """The drawing as an SVG element; ``ids`` begins its ids, where a page has several of them."""
     words = {name: _words(box) for name, box in outline.boxes.items()}
-    layout = lay_out(outline, {name: _size(lines) for name, lines in words.items()})
-    width, height = f"{layout.width + 2:.0f}", f"{layout.height + 2:.0f}"
-    svg = Xml.Element("svg", viewBox=f"-1 -1 {width} {height}", width=width, height=height)
+    widths = {arrow: _label_width(arrow) for arrow in outline.arrows if arrow.label}
+    layout = lay_out(outline, {name: _size(lines) for name, lines in words.items()}, widths)
+    sizes = {
+        number: (widths[arrow], len(arrow.label) * LABEL_LINE)
+        for number, (arrow, _) in enumerate(layout.ways)
+        if arrow.label
+    }
+    labels = label_places(layout, {number: (width, float(high)) for number, (width, high) in sizes.items()})
+    left = min([0.0, *(place.x - place.width / 2 for place in labels.values())])
+    right = max([layout.width, *(place.x + place.width / 2 for place in labels.values())])
+    width, height = f"{right - left + 2:.0f}", f"{layout.height + 2:.0f}"
+    svg = Xml.Element("svg", viewBox=f"{left - 1:.0f} -1 {width} {height}", width=width, height=height)
     svg.set("xmlns", "http://www.w3.org/2000/svg")
     marks = Xml.SubElement(svg, "defs")
     for kind in LEGEND:
@@ -76,7 +90,7 @@ def picture(outline: Outline, ids: str = "") -> Xml.Element:
             _rectangle(svg, place, "part", 14)
             corner = {"x": f"{place.x - place.width / 2 + 14:.1f}", "y": "22", "class": "heading"}
             _text(svg, "text", f"from {part[0]}", corner)
-    _draw_arrows(svg, layout, ids)
+    _draw_arrows(svg, layout, ids, labels)
     roots = {part[0] for part in outline.parts}
     for name, box in outline.boxes.items():
         _draw_box(svg, box, words[name], layout.boxes[name], name in roots)
@@ -87,7 +101,34 @@ def _words(box: Box) -> list[tuple[str, str]]:
     """The lines of text in a box, each with its class."""
     lines = [("name", box.name)]
     lines += [("backend", line) for line in _wrapped(box.expression)]
-    return [*lines, *(("fact", fact) for fact in box.facts)]
+    lines += [("fact", fact) for fact in box.facts]
+    return lines if box.shared else lines + [("fact", line) for line in _parameters(box)]
+
+
+def _parameters(box: Box) -> list[str]:
+    """What was set, each key once: a few short lines. The box's title has all in full."""
+    told = dict.fromkeys(line.partition(": ")[2] for line in box.parameters)
+    lines = [_cut(text) for text in told if text and not _is_known(text, box)]
+    more = len(lines) - MOST_PARAMETERS
+    return [*lines[:MOST_PARAMETERS], f"and {more} more"] if more > 0 else lines
+
+
+def _is_known(parameter: str, box: Box) -> bool:
+    """Whether the box says it anyway, or must not."""
+    key, _, value = parameter.partition(" = ")
+    maximum = key == "max" and any(fact.startswith("max ") for fact in box.facts)
+    return value == LEFT_OUT or maximum or f"[{value[1:-1]}]" in box.expression
+
+
+def _cut(text: str) -> str:
+    """A parameter on one line: of a long value, such as a path, its end."""
+    if _letters(text) <= WIDEST:
+        return text
+    key, _, value = text.partition(" = ")
+    room = max(WIDEST - _letters(key) - 4, 8)
+    while _letters(value) > room:
+        value = value[1:]
+    return f"{key} = {LEFT_OUT}{value}"
 
 
 def _wrapped(expression: str) -> list[str]:
@@ -126,40 +167,25 @@ def _draw_box(svg: Xml.Element, box: Box, lines: list[tuple[str, str]], place: P
         _text(group, "text", text, at)
 
 
-def _draw_arrows(svg: Xml.Element, layout: Layout, ids: str) -> None:
+def _draw_arrows(svg: Xml.Element, layout: Layout, ids: str, labels: dict[int, Place]) -> None:
     for arrow, points in layout.ways:
-        d = _sideways(points) if arrow.kind == "jump" else _downwards(points)
-        line = Xml.SubElement(svg, "path", {"class": f"arrow {arrow.kind}", "d": d})
+        line = Xml.SubElement(svg, "path", {"class": f"arrow {arrow.kind}"})
+        line.set("d", path_of(curves_of(arrow, points)))
         line.set("marker-end", f"url(#{ids}head-{arrow.kind})")
-    for arrow, points in layout.ways:  # on top of all lines
-        _label(svg, arrow, points)
+    for number, place in labels.items():  # on top of all lines
+        for i, text in enumerate(_label(layout.ways[number][0])):
+            y = place.top + (i + 0.75) * LABEL_LINE
+            at = {"x": f"{place.x - place.width / 2:.1f}", "y": f"{y:.1f}", "class": "label"}
+            _text(svg, "text", text, at)
 
 
-def _label(svg: Xml.Element, arrow: Arrow, points: list[Point]) -> None:
-    (x0, y0), (x1, y1) = points[-2], points[-1]
-    # on the last stretch of the curve, a third down it, where arrows to one node are still apart
-    x, y = 0.78 * x0 + 0.22 * x1, 0.66 * y0 + 0.34 * y1 - (len(arrow.label) - 2) * LABEL_LINE / 2
-    for i, pair in enumerate(arrow.label):
-        theirs, _, ours = pair.partition(":")
-        at = {"x": f"{x:.1f}", "y": f"{y + i * LABEL_LINE:.1f}", "class": "label", "text-anchor": "middle"}
-        _text(svg, "text", theirs if theirs == ours else f"{theirs} → {ours}", at)
+def _label(arrow: Arrow) -> list[str]:
+    pairs = (pair.partition(":") for pair in arrow.label)
+    return [theirs if theirs == ours else f"{theirs} \u2192 {ours}" for theirs, _, ours in pairs]
 
 
-def _downwards(points: list[Point]) -> str:
-    """A curve through the points that is upright at each of them."""
-    path = "M{:.1f},{:.1f}".format(*points[0])
-    for (x0, y0), (x1, y1) in pairwise(points):
-        middle = (y0 + y1) / 2
-        path += f" C{x0:.1f},{middle:.1f} {x1:.1f},{middle:.1f} {x1:.1f},{y1:.1f}"
-    return path
-
-
-def _sideways(points: list[Point]) -> str:
-    """A curve from side to side; one that returns to the side it came from makes a bow."""
-    (x0, y0), (x1, y1) = points
-    bow = abs(x1 - x0) < 1
-    out, back = (BOW, BOW) if bow else ((x1 - x0) / 2, (x0 - x1) / 2)
-    return f"M{x0:.1f},{y0:.1f} C{x0 + out:.1f},{y0:.1f} {x1 + back:.1f},{y1:.1f} {x1:.1f},{y1:.1f}"
+def _label_width(arrow: Arrow) -> float:
+    return max(map(_letters, _label(arrow)), default=0) * LABEL_LETTER
 
 
 def _rectangle(parent: Xml.Element, place: Place, kind: str, radius: int) -> None:

@@ -155,7 +155,8 @@ class Page:
             drawn = self._drawn.get(model.name)
             if drawn is None or list(map(id, drawn.nodes)) != list(map(id, nodes.values())):
                 try:
-                    drawn = _draw(i, model.name, nodes, words)
+                    maxima = {name: node["max"] for name, node in pipe.explain().items()}
+                    drawn = _draw(i, model.name, nodes, maxima, words)
                 except ImportError as error:
                     return _note(f"{words['no_graph']} {error}")
                 self._drawn[model.name] = drawn
@@ -225,13 +226,15 @@ def _state(model: Model, words: dict[str, str], stopping: bool) -> tuple[str, st
     return "not_ready", health["closed"] or health["failed"] or f"{words['stuck']} {', '.join(empty)}"
 
 
-def _draw(i: int, name: str, nodes: dict[str, NodeConfig], words: dict[str, str]) -> Drawn:
+def _draw(
+    i: int, name: str, nodes: dict[str, NodeConfig], maxima: dict[str, int | None], words: dict[str, str]
+) -> Drawn:
     """Draw the graph of a model.
 
     Raises:
         ImportError: the library for it is not installed.
     """
-    outline = outline_of(nodes, texts=False)
+    outline = outline_of(nodes, maxima=maxima, texts=False)
     svg = picture(outline, f"model-{i}-")
     svg.set("role", "img")
     svg.set("aria-label", f"{words['graph_word']}: {name}: {', '.join(outline.boxes)}")
