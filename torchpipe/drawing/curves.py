@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections import defaultdict
+from collections.abc import Iterator
 from itertools import pairwise
 
 from .layout import BOW, Layout, Place, Point
@@ -12,7 +14,8 @@ Curve = tuple[Point, Point, Point, Point]
 
 STEPS = 24  # points that stand for a stretch of a curve
 ASIDE = 7  # pixels between a curve and its label
-STEP = 6  # pixels between the heights that are tried
+STEP, TRIES = 6, 30  # pixels between the heights that are tried, and how many are
+BAND = 40  # pixels of height in which things are looked for together
 ON_CURVE, ON_BOX = 12.0, 60.0  # what it costs a label to lie on a point of a curve, or on a box or a label
 
 
@@ -44,16 +47,50 @@ def label_places(layout: Layout, sizes: dict[int, Point]) -> dict[int, Place]:
     Of the places beside the arrow the one is taken that hides least, and of those the nearest to its end.
     """
     sampled = [_points(curves_of(arrow, points)) for arrow, points in layout.ways]
-    everything = [point for points in sampled for point in points]
-    taken = list(layout.boxes.values())
+    crowd = _Crowd()
+    for points in sampled:
+        for x, y in points:
+            crowd.add(Place(x, y, 0, 0), ON_CURVE)
+    for place in layout.boxes.values():
+        crowd.add(place, ON_BOX)
     places: dict[int, Place] = {}
     for number, size in sizes.items():
-        tried = _tried(sampled[number], size)
-        near = _within(everything, tried)
-        best = min(tried, key=lambda place: _cost(place, near, taken) + (tried[0].y - place.y) / 100)
-        places[number] = best
-        taken.append(best)
+        least = math.inf
+        for place in _tried(sampled[number], size):
+            hidden = crowd.cost(place)
+            cost = hidden + (layout.height - place.y) / 100
+            if cost < least:
+                least, places[number] = cost, place
+            if not hidden:
+                break  # all others are farther from the end
+        crowd.add(places[number], ON_BOX)
     return places
+
+
+class _Crowd:
+    """What a label should not lie on: places and what each costs, by the bands of height that they cross."""
+
+    def __init__(self) -> None:
+        self._bands: defaultdict[int, list[tuple[Place, float]]] = defaultdict(list)
+
+    def add(self, place: Place, cost: float) -> None:
+        for band in _bands(place):
+            self._bands[band].append((place, cost))
+
+    def cost(self, label: Place) -> float:
+        """What is under a label, the more the farther it reaches into it."""
+        total = 0.0
+        for band in _bands(label):
+            for place, cost in self._bands[band]:
+                wide = (place.width + label.width) / 2 + 3 - abs(place.x - label.x)
+                high = (place.height + label.height) / 2 + 2 - abs(place.y - label.y)
+                if wide > 0 and high > 0:
+                    total += cost + wide * high / 100
+        return total
+
+
+def _bands(place: Place) -> range:
+    return range(int(place.top // BAND), int(place.bottom // BAND) + 1)
 
 
 def _points(curves: list[Curve]) -> list[Point]:
@@ -66,40 +103,15 @@ def _at(curve: Curve, t: float) -> Point:
     return x, y
 
 
-def _tried(points: list[Point], size: Point) -> list[Place]:
+def _tried(points: list[Point], size: Point) -> Iterator[Place]:
     """Places right and left of a curve, from its end to its start."""
     width, height = size
     low, high = (
         points[-1][1] - 14 - height / 2,
         points[0][1] + 4 + height / 2,
     )  # the head of the arrow is below
-    places = []
-    for i in range(max(1, int((low - high) / STEP) + 1)):
+    for i in range(min(max(1, int((low - high) / STEP) + 1), TRIES)):
         y = low - i * STEP
         beside = [x for x, at in points if abs(at - y) <= height / 2 + 2] or [points[-1][0]]
-        places.append(Place(max(beside) + ASIDE + width / 2, y, width, height))
-        places.append(Place(min(beside) - ASIDE - width / 2, y, width, height))
-    return places
-
-
-def _within(points: Iterable[Point], places: list[Place]) -> list[Point]:
-    """The points that one of the places can lie on."""
-    left, right = (
-        min(each.x - each.width / 2 for each in places),
-        max(each.x + each.width / 2 for each in places),
-    )
-    top, bottom = min(each.top for each in places), max(each.bottom for each in places)
-    return [(x, y) for x, y in points if left <= x <= right and top <= y <= bottom]
-
-
-def _cost(place: Place, points: list[Point], taken: list[Place]) -> float:
-    cost = 0.0
-    for x, y in points:
-        if abs(x - place.x) < place.width / 2 + 3 and abs(y - place.y) < place.height / 2 + 2:
-            cost += ON_CURVE
-    for other in taken:
-        wide = (place.width + other.width) / 2 + 4 - abs(place.x - other.x)
-        high = (place.height + other.height) / 2 + 2 - abs(place.y - other.y)
-        if wide > 0 and high > 0:
-            cost += ON_BOX + wide * high / 20
-    return cost
+        yield Place(max(beside) + ASIDE + width / 2, y, width, height)
+        yield Place(min(beside) - ASIDE - width / 2, y, width, height)
