@@ -64,7 +64,7 @@ def test_an_unknown_model_is_404_with_the_nearest_name(two, path):
 
 @pytest.mark.parametrize(
     "path",
-    ["/", "/v1", "/v2/nothing", "/v2/models/echo/nothing", "/v2/health", "/v2/repository", "/v2/models"],
+    ["//", "/v1", "/v2/nothing", "/v2/models/echo/nothing", "/v2/health", "/v2/repository", "/v2/models"],
 )
 def test_a_place_where_nothing_is_is_404(two, path):
     assert two.ask("GET", path).status == 404

@@ -98,8 +98,8 @@ def _box(node: NodeConfig, most: int | None, texts: bool) -> Box:
         counts = [group.instance_num for group in node.groups]
         if sum(counts) > 1:
             facts.append(" + ".join(map(str, counts)) + " instances")
-    if most is not None and most > 1:
-        facts.append("max of any number" if most == UNLIMITED else f"max {most}")
+    if most is not None and 1 < most < UNLIMITED:
+        facts.append(f"max {most}")
     if options.filter:
         facts.append(f"filter {options.filter}")
     if options.scheduler:
