@@ -224,7 +224,7 @@ class Application:
             path = path[len(root) :]
         parts = path.strip("/").split("/")
         if parts[0] != "v2":
-            return lambda body, left: self._page(path, scope, headers)
+            return functools.partial(self._page, path, scope, headers)  # a graph takes a while to draw
         method, parts = scope["method"], parts[1:]
         if parts[:1] == ["health"]:
             return self._health(method, parts[1:])
@@ -240,7 +240,7 @@ class Application:
             return self._memory(method, parts)
         raise RefusedError(404, f"there is nothing at {shown(path)}")
 
-    def _page(self, path: str, scope: Scope, headers: dict[bytes, bytes]) -> Reply:
+    def _page(self, path: str, scope: Scope, headers: dict[bytes, bytes], *_: Any) -> Reply:
         """The page for people, and its files; without the token it does not say what is served."""
         if not self.doors.page or not (self.page.has(path) or path == ""):
             raise RefusedError(404, f"there is nothing at {shown(path)}; the protocol begins at /v2")
