@@ -28,6 +28,8 @@ class Status(enum.Enum):
 
 
 Status.Continue = Status.Run  # type: ignore[attr-defined]  # the deprecated synonym
+RUN, BREAK, ERROR = Status.Run, Status.Break, Status.Error
+"""For each call's path: Python 3.11 takes a tenth of a microsecond or more to find a member by its class."""
 
 Filter = Callable[[Request], Status]
 
@@ -40,9 +42,9 @@ def run(request: Request) -> Status:
 def swap(request: Request) -> Status:
     """No ``result``: Break. Else it becomes ``data``, and the backend runs. The default between two nodes."""
     if "result" not in request:
-        return Status.Break
+        return BREAK
     request["data"] = request["result"]
-    return Status.Run
+    return RUN
 
 
 def or_(request: Request) -> Status:

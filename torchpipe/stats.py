@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Iterable
 from typing import Any
 
 from .engine.entrance import Entrance
-from .engine.instance import KEPT
+from .engine.histogram import KEPT
+from .engine.lost import How
 from .engine.node import JumpCounts
 from .engine.nodes import Nodes
 from .engine.stage import Stage
 
 PIPE = "global"
 """Under what name the figures of the whole pipe stand; no node is called that."""
+
+HOW: tuple[How, ...] = ("errors", "refused", "expired", "cancelled")
+"""How requests end that have no answer."""
 
 
 def pipe_stats(nodes: Nodes, entrance: Entrance) -> dict[str, dict[str, Any]]:
@@ -22,13 +26,14 @@ def pipe_stats(nodes: Nodes, entrance: Entrance) -> dict[str, dict[str, Any]]:
     Those of a node that are lost are those that had come to it: ``expired``, because their deadline passed,
     ``cancelled``, because their callers gave them up.
 
-    Keys of the pipe: ``queued`` (requests that wait at the entrance now), ``running`` (that are inside now),
-    ``errors`` (of all nodes together), and of all requests, with those that had come to no node yet:
-    ``refused`` (their callers got an OverloadedError), ``expired`` (a DeadlineError), ``cancelled``.
+    Keys of the pipe: ``requests`` (that have come, those inside among them), ``queued`` (that wait at the
+    entrance now), ``running`` (that are inside now), and of those that have ended, wherever they had come to:
+    ``errors`` (their callers got one, which is none of the following), ``refused`` (an OverloadedError),
+    ``expired`` (a DeadlineError), ``cancelled``. ``call_ms`` is how long whole calls took, the newest 1024
+    that were timed: all are, but for a part of them at more than ten thousand calls a second.
     """
     figures: dict[str, dict[str, Any]] = {}
     lost = entrance.lost
-    errors: dict[int, int] = {}  # by what has counted them, which nodes may share
     for name, node in nodes.by_name.items():
         if node.jump is not None:
             figures[name] = jump_stats(node.counts)
@@ -36,13 +41,14 @@ def pipe_stats(nodes: Nodes, entrance: Entrance) -> dict[str, dict[str, Any]]:
             figures[name] = stage_stats(node.stage)
         else:
             continue
-        errors[id(node.counts if node.jump is not None else node.stage)] = figures[name]["errors"]
         figures[name] |= {"expired": lost.count("expired", name), "cancelled": lost.count("cancelled", name)}
+    ended: dict[str, int] = {how: lost.count(how) for how in HOW}
     figures[PIPE] = {
+        "requests": entrance.requests(),
         "queued": entrance.limit.waiting() if entrance.limit is not None else 0,
         "running": len(entrance.inside),
-        "errors": sum(errors.values()),
-        **{how: lost.count(how) for how in ("refused", "expired", "cancelled")},
+        **ended,
+        "call_ms": percentiles(lost.times.newest()),
     }
     return figures
 
@@ -76,33 +82,28 @@ def stage_stats(stage: Stage) -> dict[str, Any]:
     batches of each size), ``closed`` (why batches were closed: ``full``; ``alone``: nobody else was there;
     ``nothing_more``: waiting could not pay; ``timeout``; ``no_gain``: more would not have been cheaper),
     ``cost_ms`` (what a batch of each size costs, learned; for nodes that batch), ``fixed_ms`` and ``each_ms``
-    (the line fitted to it), ``run_ms`` and ``wait_ms`` (mean, p50, p99).
+    (the line fitted to it), ``run_ms`` and ``wait_ms`` (mean, p50, p90, p99).
     """
-    sizes: Counter[int] = Counter()
-    closings: Counter[str] = Counter()
+    tally = stage.ledger.own().spread()
     run_times: list[float] = []
     wait_times: list[float] = []
     costs: dict[int, list[float]] = {}
-    for instance in stage.instances:
-        sizes.update(dict(instance.sizes))
-        closings.update(dict(instance.closings))
-        if instance.alone:
-            sizes[1] += instance.alone
-            closings["alone"] += instance.alone
-            wait_times += [0.0] * min(instance.alone, KEPT)
+    for instance in stage.instances.copy():
+        alone = instance.tally.quick + instance.tally.alone
+        wait_times += [0.0] * min(alone, KEPT)
         run_times += _copied(instance.run_times)
         wait_times += _copied(instance.wait_times)
         for size, seconds in dict(instance.costs.by_size).items():
             costs.setdefault(size, []).append(seconds)
     figures: dict[str, Any] = {
-        "requests": sum(size * count for size, count in sizes.items()),
-        "errors": sum(instance.errors for instance in stage.instances),
-        "no_result": sum(instance.no_result for instance in stage.instances),
-        "refused": stage.queue.refused.value,
+        "requests": tally.requests,
+        "errors": tally.errors,
+        "no_result": tally.no_result,
+        "refused": tally.refused,
         "queued": stage.queue.waiting(),
         "running": sum(bool(instance.owner) for instance in stage.instances),
-        "batch_sizes": dict(sorted(sizes.items())),
-        "closed": dict(closings),
+        "batch_sizes": dict(sorted(tally.sizes.items())),
+        "closed": tally.closings,
         "run_ms": percentiles(run_times),
         "wait_ms": percentiles(wait_times),
     }
@@ -124,13 +125,10 @@ def _copied(times: deque[float]) -> list[float]:
 
 
 def percentiles(seconds: Iterable[float]) -> dict[str, float]:
-    """Mean, median and 99th percentile in milliseconds; all 0 when there is nothing."""
-    ordered = sorted(seconds)
-    if not ordered:
-        return {"mean": 0.0, "p50": 0.0, "p99": 0.0}
+    """Mean, median, 90th and 99th percentile in milliseconds; all 0 when there is nothing."""
+    ordered = sorted(seconds) or [0.0]
     last = len(ordered) - 1
     return {
         "mean": sum(ordered) / len(ordered) * 1e3,
-        "p50": ordered[round(last * 0.50)] * 1e3,
-        "p99": ordered[round(last * 0.99)] * 1e3,
+        **{f"p{per}": ordered[round(last * per / 100)] * 1e3 for per in (50, 90, 99)},
     }

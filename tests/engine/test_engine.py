@@ -421,7 +421,7 @@ class TestBatches:
     def test_are_counted_and_timed(self, gate):
         backend("Gated", gated(gate), max=4)
         with pipe({"backend": "Gated"}) as model:
-            assert model.stats()["node"]["run_ms"] == {"mean": 0.0, "p50": 0.0, "p99": 0.0}
+            assert model.stats()["node"]["run_ms"] == {"mean": 0.0, "p50": 0.0, "p90": 0.0, "p99": 0.0}
             holding = Call(model, {"data": "hold"})
             gate.wait_for_one()
             assert model.stats()["node"]["running"] == 1

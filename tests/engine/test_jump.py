@@ -249,7 +249,7 @@ class TestMapReduce:
             "one": {"backend": "S[Sleep,double]", "Sleep::time": 5},
         }
         with pipe(config) as model:
-            assert model.stats()["all"]["run_ms"] == {"mean": 0.0, "p50": 0.0, "p99": 0.0}
+            assert model.stats()["all"]["run_ms"] == {"mean": 0.0, "p50": 0.0, "p90": 0.0, "p99": 0.0}
             model([{"data": [1, 2, 3]} for _ in range(4)])
             with pytest.raises(torchpipe.RequestError):
                 model({"data": 5})

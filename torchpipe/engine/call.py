@@ -57,6 +57,7 @@ class Call:
     _count_out: Callable[[Call], None] = field(init=False)
     _journey: Journey | None = field(init=False, default=None)
     _started: float = field(init=False)
+    _came: float = field(init=False, default_factory=monotonic)
 
     def start(
         self, routing: Routing, lost: Lost, count_out: Callable[[Call], None], pool: Pool | None = None
@@ -98,7 +99,7 @@ class Call:
             return False
         wanted = self.wanted()
         if wanted and isinstance(error, Exception):
-            self._lost.ended(error, node)
+            self._lost.ended(error, node, self.took())
         else:  # given up, or an interrupt took its caller away
             self._lost.add("cancelled", node)
         try:
@@ -160,13 +161,17 @@ class Call:
             node = self._place()
             self._journey = None  # which refers to this: no cycle may keep the request alive
             if tell:
-                self._lost.ended(error, node)
+                self._lost.ended(error, node, self.took())
             elif mine:
                 self._lost.add("cancelled", node)
             self._count_out(self)  # now that nothing runs for it, which may be later than its end
             if tell:
                 self.tell(error)
         return []
+
+    def took(self) -> float:
+        """Seconds since it was made."""
+        return monotonic() - self._came
 
     def _late(self) -> bool:
         return self.deadline is not None and monotonic() >= self.deadline

@@ -134,7 +134,7 @@ class Dispatcher:
         company = self.company
         try:
             timed_out = company is not None and company.gather(instance, tickets)
-            closing = self.queue.closing(instance, tickets, timed_out)
+            closing = instance.closing = self.queue.closing(instance, tickets, timed_out)
             start = perf_counter()
             if instance.watched:
                 instance.watch([(ticket.request, ticket.over, ticket.reader()) for ticket in tickets])
@@ -143,7 +143,9 @@ class Dispatcher:
             errors = [error] * len(tickets)
         if instance.watched:
             instance.watch(())
-        instance.wait_times.extend([start - ticket.came for ticket in tickets])
+        waits = [start - ticket.came for ticket in tickets]
+        instance.wait_times.extend(waits)
+        instance.tally.wait.extend(waits)
         try:
             running.pop()
         except IndexError:  # it was taken out, and everybody was told

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import functools
+import itertools
 import math
+import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from ..backends.base import UNLIMITED
 from ..config.pipe_config import Limits
@@ -15,7 +17,7 @@ from ..errors import DeadlineError, PipeClosedError
 from ..waits import aside, surely
 from .call import Call
 from .limit import Limit
-from .lost import Lost
+from .lost import Count, Lost
 from .nodes import Nodes
 from .routing import Routing
 from .sending import drop, enqueue, tickets_of
@@ -34,9 +36,14 @@ class Entrance:
 
     def __init__(self, routing: Routing, limits: Limits, nodes: Nodes) -> None:
         self.closed = ""
-        self.inside: deque[None] = deque()  # its length is the number of requests inside
+        self.inside: deque[int] = deque()  # its length is the number of requests inside
         # Stepping an iterator counts one in; a call could be interrupted before the try that counts it out.
-        self.count_in = iter(functools.partial(self.inside.append, None), False)
+        # It gives the request's number, since append answers None, which is false.
+        self._numbers = itertools.count()
+        self.count_in: Iterator[int] = itertools.filterfalse(self.inside.append, self._numbers)
+        self._looks = 0  # numbers that were taken to see how far they have come
+        self._looking = threading.Lock()
+        self.more = Count()  # requests that came without such a number
         self.lost = Lost()
         self._routing, self._pool = routing, nodes.pool
         self.limit: Limit | None = None
@@ -49,6 +56,13 @@ class Entrance:
                 nodes.run_here,
                 nodes.waited_for_here,
             )
+
+    def requests(self) -> int:
+        """How many have come so far, those that were not let in among them."""
+        with self._looking:
+            came = next(self._numbers) - self._looks
+            self._looks += 1
+        return came + self.more.value
 
     def refuse_closed(self) -> None:
         """Raise PipeClosedError once the pipe is closed."""
@@ -109,10 +123,8 @@ class Entrance:
         if call.entered or self.limit is None:
             return  # start has seen to it
         surely(functools.partial(self.limit.give_up, call))
-        if isinstance(error, Exception):
-            self.lost.ended(error)
-        else:  # its caller has left
-            self.lost.add("cancelled")
+        self.more.add()
+        self.lost.ended(error, took=call.took() if isinstance(error, DeadlineError) else None)
 
     def start(self, calls: list[Call], send_on: Callable[[list[Ticket]], None] = enqueue) -> None:
         """Send requests on their way; each is told when it is over. ``send_on`` queues their tickets."""
@@ -120,12 +132,13 @@ class Entrance:
         new = any(call.prepared is None for call in calls)  # else they were let in before
         if new:
             self.refuse_closed()  # before anything is taken: in a forked child, locks may be held for ever
-        for _ in iter(functools.partial(self.inside.extend, [None] * len(calls)), False):
+        for _ in iter(functools.partial(self.inside.extend, [0] * len(calls)), False):
             break  # an iterator for the same reason as count_in
         try:
             for call in calls:
                 call.entered = True
             if new:
+                self.more.add(len(calls))
                 self.refuse_closed()  # once more, now that a close would wait for them
             self._pool.grow()  # if the system has no thread left this is the time to say so
             steps: list[Step] = []
@@ -134,14 +147,15 @@ class Entrance:
                 steps += call.start(self._routing, self.lost, self._count_out, pool)
             tickets = tickets_of(steps)
             send_on(tickets)
-        except BaseException:  # an interrupt, too, of which the next must not strike in here
-            aside(functools.partial(self._take_back, calls, tickets))
+        except BaseException as error:  # an interrupt, too, of which the next must not strike in here
+            aside(functools.partial(self._take_back, calls, tickets, error))
             raise
 
-    def _take_back(self, calls: list[Call], tickets: list[Ticket] | None) -> None:
+    def _take_back(self, calls: list[Call], tickets: list[Ticket] | None, error: BaseException) -> None:
         """Count out what nobody has taken yet, since sending it on its way has failed."""
         for call in calls:
-            call.abandon()
+            if call.abandon():
+                self.lost.ended(error)
         if tickets is None:
             for call in calls:
                 self._count_out(call)

@@ -9,6 +9,7 @@ from ..backends.base import UNLIMITED
 from ..raised import as_error, own_copy
 from .instance import Instance
 from .stage import Stage
+from .tally import Tally
 from .ticket import Ticket
 
 SHORTEST, LONGEST = 0.001, 0.02
@@ -66,11 +67,24 @@ def take_out(
         tickets = running.pop()
     except IndexError:
         return False
+    stage.ledger.keep(instance.tally)
+    stage.ledger.keep(_of_stuck(instance, tickets))
     stage.instances.remove(instance)
+    instance.tally = Tally()  # what it counts if it ever comes back is dropped
     stage.pool.let_go(owner)
     errors = [own_copy(error) for _ in tickets]
     stage.pool.put(functools.partial(stage.dispatcher.tell, tickets.copy(), errors))
     return True
+
+
+def _of_stuck(instance: Instance, tickets: list[Ticket]) -> Tally:
+    """The counts of a batch that has not ended, and of which nobody waits for the end."""
+    tally, now = Tally(), time.perf_counter()
+    tally.stuck, tally.errors = 1, len(tickets)
+    tally.sizes[len(tickets)] = tally.closings[instance.closing] = 1
+    tally.run.add(now - instance.since)
+    tally.wait.extend(max(instance.since - ticket.came, 0.0) for ticket in tickets)
+    return tally
 
 
 def put_in(stage: Stage, instance: Instance) -> None:

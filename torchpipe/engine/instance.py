@@ -20,12 +20,11 @@ from ..reason import unanswered_by
 from ..request import Request
 from .batching import Costs
 from .faults import Faults
+from .histogram import KEPT, QUICKEST
+from .tally import Tally
 
 if TYPE_CHECKING:
     from ..streams import InstanceStream
-
-KEPT = 1024
-"""How many of the newest times an instance keeps for percentiles."""
 
 ENOUGH = 50
 """After so many batches that memory sufficed for, a larger one is tried."""
@@ -61,6 +60,7 @@ class Instance:
         self.owner = 0  # the thread that is running it, for refusing re-entry
         self.since = 0.0  # when it started to run
         self.running: list[Any] | None = None  # its batch, taken by who ends it: the instance, or a watchdog
+        self.closing = ""  # why that was closed
         self.busy_with = 0  # the size of the batch that runs now
         self.forget()
 
@@ -68,11 +68,7 @@ class Instance:
         """Begin to measure and to count."""
         self.floor = 1.0  # seconds a batch takes at best of late; unknown counts as long
         self.costs = Costs()
-        self.errors = 0
-        self.no_result = 0
-        self.alone = 0  # single requests that found a free instance; not in sizes and closings
-        self.sizes: dict[int, int] = {}
-        self.closings: dict[str, int] = {}
+        self.tally = Tally()
         self.run_times: deque[float] = deque(maxlen=KEPT)
         self.wait_times: deque[float] = deque(maxlen=KEPT)
 
@@ -88,9 +84,21 @@ class Instance:
             return self._blame_all(error, [request], None)[0]
         finally:
             self.owner = 0
-            if self.stream is None:
-                self._learn(1, perf_counter() - start)
-            self.alone += 1
+            tally = self.tally
+            if self.stream is None:  # as in _learn, whose call would cost more than the clock
+                took = perf_counter() - start
+                self.run_times.append(took)
+                self.floor = took if took < self.floor else self.floor * 1.02
+                if self.max > 1:
+                    self.costs.add(1, took)
+                if took <= QUICKEST:
+                    tally.quick += 1
+                    tally.quick_seconds += took
+                else:
+                    tally.alone += 1
+                    tally.run.add(took)
+            else:
+                tally.alone += 1
         if "result" not in request:
             self._unanswered([request], None)
         return None
@@ -115,8 +123,9 @@ class Instance:
             self._learn(size, perf_counter() - start, failed=errors is not None)
         if self.most < self.max and errors is None and 2 * size >= self.most:
             self._try_more()
-        self.sizes[size] = self.sizes.get(size, 0) + 1
-        self.closings[closing] = self.closings.get(closing, 0) + 1
+        sizes, closings = self.tally.sizes, self.tally.closings
+        sizes[size] = sizes.get(size, 0) + 1
+        closings[closing] = closings.get(closing, 0) + 1
         for request in batch:
             if "result" not in request:
                 self._unanswered(batch, errors)
@@ -136,7 +145,7 @@ class Instance:
         for i, request in enumerate(batch):
             if "result" not in request and (errors is None or errors[i] is None):
                 unanswered_by(request, self.node, self.backend.label)
-                self.no_result += 1
+                self.tally.no_result += 1
 
     def watch(self, requests: Iterable[tuple[Request, Callable[[], bool], Reader | None]]) -> None:
         """Let what it awaits or yields for these end when it is over for one, or the instance is taken out.
@@ -194,6 +203,7 @@ class Instance:
     def _learn(self, size: int, took: float, failed: bool = False) -> None:
         """Remember what a batch took; of a stream that is known only when it has caught up."""
         self.run_times.append(took)
+        self.tally.run.add(took)
         self.floor = took if took < self.floor else self.floor * 1.02
         if self.max > 1 and not failed:
             self.costs.add(size, took)
@@ -209,7 +219,7 @@ class Instance:
             apart = self.backend.failed = None  # type: ignore[attr-defined]
         else:
             errors = self._blame(error, batch, saved)
-        self.errors += sum(error is not None for error in errors)
+        self.tally.errors += sum(error is not None for error in errors)
         try:
             return errors
         finally:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterable
 from typing import Protocol
 
-from ..filters import Status
+from ..filters import RUN, Status
 from ..request import Request
 from .node import Node, Route
 from .parts import split
@@ -28,8 +28,8 @@ def walk(request: Request, line: list[Node], wanted: Wanted | None = None) -> No
     for node in line:
         if wanted is not None:
             wanted.refuse_cancelled()
-        status = Status.Run if node is start else node.decide(request)
-        if status is Status.Run:
+        status = RUN if node is start else node.decide(request)
+        if status is RUN:
             node.stage.run(request, wanted)
         elif status is not Status.Skip:
             break  # all other answers skip the rest of a line, or break off

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from ..backends.flow.jump import Jump, MapReduce
 from ..config.mapping import Mapping
 from ..errors import FilterError, shown
-from ..filters import Filter, Status
+from ..filters import ERROR, RUN, Filter, Status
 from ..raised import named
 from ..reason import forget, not_run
 from ..request import Request
-from .instance import KEPT
+from .histogram import KEPT, Histogram
 from .stage import Stage
 from .unscheduled import Unscheduled
 
@@ -23,13 +23,14 @@ class JumpCounts:
     """What was counted and measured of a node with a Jump, which has no instances.
 
     Its counts are ``requests``, ``errors``, ``parts`` and ``away`` (requests that wait for their parts);
-    ``times`` are the seconds for which the newest were away.
+    ``times`` are the seconds for which the newest were away, ``run`` those of all.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self.requests = self.errors = self.no_result = self.parts = self.away = 0
         self.times: deque[float] = deque(maxlen=KEPT)
+        self._run = Histogram()
 
     def add(self, requests: int = 0, errors: int = 0, no_result: int = 0, parts: int = 0) -> None:
         """Count these; the parts are those of one request."""
@@ -45,6 +46,14 @@ class JumpCounts:
         with self._lock:
             self.away -= 1
             self.times.append(seconds)
+            self._run.add(seconds)
+
+    def run(self) -> Histogram:
+        """How long requests were away; a copy."""
+        copied = Histogram()
+        with self._lock:
+            copied.merge(self._run)
+        return copied
 
     def newest(self) -> list[float]:
         """A copy of the times."""
@@ -87,19 +96,19 @@ class Node:
             if self.mapping is not None:
                 request.pop("result", None)
                 forget(request)
-            return Status.Run
+            return RUN
         try:
             status = self.filter(request)
             if not isinstance(status, Status):
                 raise FilterError(f"the filter answered {shown(status)}, not a Status")
-            if status is Status.Error:
+            if status is ERROR:
                 raise FilterError("the filter answered Error")
         except BaseException as error:
             told = named(error, f"in the filter of node {self.name!r}")
             if told is error:
                 raise
             raise told  # noqa: B904 - its cause is known
-        if status is Status.Run:
+        if status is RUN:
             if "result" in request:  # half as long as a pop
                 del request["result"]
             if "reason" in request:

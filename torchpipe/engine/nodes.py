@@ -168,12 +168,14 @@ class Nodes:
         # A batch of the old ones may run for ever: until it ends there are threads for both.
         self.pool.resize(new.count)
         for stage, successor in stages:
+            successor.ledger.follow(stage.ledger)
             for node in self.by_name.values():
                 if node.stage is stage:
                     node.stage = successor
             hand_over(stage, successor)
-        for stage, _ in stages:
+        for stage, successor in stages:
             wait_for_idle(stage)
+            successor.ledger.settle()
         self.pool.resize(-old.count)
         del self.owned[before]
         old.release()

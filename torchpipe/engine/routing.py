@@ -20,6 +20,7 @@ class Routing:
         self._nodes = nodes
         self._roots = nodes.entries(graph.roots)
         self._single = len(config.nodes) == 1
+        self._usual = nodes.route(self._roots[0]) if len(self._roots) == 1 else None
         self._restart = config.restart
 
     def prepare(self, given: Request) -> tuple[Request, Route]:
@@ -39,13 +40,11 @@ class Routing:
 
     def route_of(self, request: Request) -> Route:
         """The way that a request takes."""
-        if self._single:
-            return self._nodes.route(self._roots[0])
+        if self._usual is not None and (self._single or request.get("node_name") is None):
+            return self._usual
         name = request.get("node_name")
         if name is None:
-            if len(self._roots) > 1:
-                raise MissingKeyError(f"set 'node_name' in the request to one of {', '.join(self._roots)}")
-            name = self._roots[0]
+            raise MissingKeyError(f"set 'node_name' in the request to one of {', '.join(self._roots)}")
         return self._route_to(name, "node_name")
 
     def once_more(self, request: Request) -> Route | None:

@@ -13,6 +13,7 @@ from .dispatcher import Dispatcher
 from .instance import Instance, runs_here
 from .selfwait import waits_for_me
 from .sending import go_on
+from .tally import Ledger
 from .ticket import Ticket, Waits
 from .waiting import Rules
 from .wanted import Wanted
@@ -38,6 +39,7 @@ class Stage:
         self.queue, self.pending = dispatcher.queue, dispatcher.queue.pending
         self._company, self._portion = dispatcher.company, dispatcher.portion
         self._watched = any(instance.watched for instance in instances)
+        self.ledger = Ledger(instances, self.queue.refused)
         self._pop_free = iter(self.free.pop, None)
         # Whether a caller may just run its request.
         self.direct = not (dispatcher.inboxes or dispatcher.watched or self.queue.checks)
