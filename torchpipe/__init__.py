@@ -34,6 +34,7 @@ from .filters import Status
 from .model import model
 from .pipe import Pipe
 from .plain import to_json, to_plain
+from .prometheus import metrics
 from .reference import backends
 from .registry import is_registered, list_backends, register_backend, register_filter, unregister
 from .request import (
@@ -92,6 +93,7 @@ __all__ = [
     "backends",
     "is_registered",
     "list_backends",
+    "metrics",
     "model",
     "parse_toml",
     "pipe",

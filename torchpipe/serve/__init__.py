@@ -30,6 +30,7 @@ def asgi(
     token: str = "",
     access_log: bool = False,
     page: bool = True,
+    metrics: bool = True,
 ) -> Application:
     """An ASGI application, to be run by any such server or mounted into another application.
 
@@ -56,6 +57,7 @@ def asgi(
         access_log: whether each request is a line of the log ``torchpipe.access``.
         page: whether there is a page for people at the root, with the models, their graphs, and forms to
             try them.
+        metrics: whether ``/metrics`` tells Prometheus what happens (the extra ``metrics``).
 
     Raises:
         ConfigError: for a mistake in a configuration, its table ``[serve]``, or a name.
@@ -73,6 +75,7 @@ def asgi(
         max_bodies,
         allow_shared_memory,
         page,
+        metrics,
     )
     return Application(models_of(models), rules, doors)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import __version__
+from .counted import executions, queued_ns, totals_of_model
 from .models import Counts, Model, Models
 from .signature import Signature, Tensor
 
@@ -60,15 +61,16 @@ def statistics(models: list[Model]) -> dict[str, Any]:
 
 def _statistics(model: Model) -> dict[str, Any]:
     counts: Counts = model.counts
-    counts.look(model.pipe)
+    totals = totals_of_model(model)
     with counts.lock:
-        calls, rows, executions = counts.calls, counts.rows, counts.executions
+        calls, rows = counts.calls, counts.rows
+        queued = min(queued_ns(totals), counts.infer_ns)
         durations = {
             "success": (calls, counts.success_ns),
             "fail": (counts.failed, counts.failed_ns),
-            "queue": (calls, counts.queue_ns),
+            "queue": (calls, queued),
             "compute_input": (calls, counts.input_ns),
-            "compute_infer": (calls, counts.infer_ns - counts.queue_ns),
+            "compute_infer": (calls, counts.infer_ns - queued),
             "compute_output": (calls, counts.output_ns),
             "cache_hit": (0, 0),
             "cache_miss": (0, 0),
@@ -79,7 +81,7 @@ def _statistics(model: Model) -> dict[str, Any]:
         "version": model.signature.version,
         "last_inference": last,
         "inference_count": rows,
-        "execution_count": executions,
+        "execution_count": executions(model, totals),
         "inference_stats": {name: {"count": count, "ns": ns} for name, (count, ns) in durations.items()},
         "batch_stats": [],
     }

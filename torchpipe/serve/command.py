@@ -44,6 +44,7 @@ def serve(options: argparse.Namespace) -> int:
         token=token(options.token_file),
         access_log=options.access_log,
         page=not options.no_page,
+        metrics=not options.no_metrics,
     )
     return 0 if run(application, listening, bound) else 1
 
@@ -103,6 +104,7 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--private-key", default="", metavar="FILE", help="of the certificate")
     command.add_argument("--access-log", action="store_true", help="log a line for each request")
     command.add_argument("--no-page", action="store_true", help="no page for people at the root")
+    command.add_argument("--no-metrics", action="store_true", help="nothing at /metrics for Prometheus")
 
 
 def _port(text: str) -> int:

@@ -121,7 +121,7 @@ def handle(
         model.counts.did_fail(asked.came)
         raise
     except Exception as error:
-        model.counts.did_fail(asked.came)
+        model.counts.did_fail(asked.came, error)
         told = refused(error, rules.overload, rules.stacks)
         if told.status == 500:
             model.faults.log(told, error)

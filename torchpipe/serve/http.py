@@ -34,6 +34,7 @@ from .body import (
 )
 from .faults import Faults
 from .handle import Inference, Rules, handle
+from .metrics import KIND, Metrics
 from .models import Model, Models
 from .refused import RefusedError
 from .room import UNCOUNTED, Held, Room
@@ -78,6 +79,7 @@ class Doors:
         max_bodies: bytes of the bodies of all clients together; 0 for a quarter of the memory.
         shared_memory: whether clients may register regions of system shared memory.
         page: whether there is a page for people at the root.
+        metrics: whether ``/metrics`` is there, for Prometheus.
     """
 
     max_body: int = 64 * 2**20
@@ -89,6 +91,7 @@ class Doors:
     max_bodies: int = 0
     shared_memory: bool = False
     page: bool = True
+    metrics: bool = True
 
 
 @dataclass
@@ -130,6 +133,7 @@ class Application:
         self.memory = SharedMemory(doors.shared_memory, doors.max_body)
         self._threads = Threads()
         self._faults = Faults("the server")
+        self._metrics = Metrics(models)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -223,6 +227,8 @@ class Application:
         if root and path.startswith(root):
             path = path[len(root) :]
         parts = path.strip("/").split("/")
+        if parts == ["metrics"] and self.doors.metrics:
+            return self._tell_metrics(scope["method"], headers)
         if parts[0] != "v2":
             return functools.partial(self._page, path, scope, headers)  # a graph takes a while to draw
         method, parts = scope["method"], parts[1:]
@@ -258,6 +264,14 @@ class Application:
         body = self.page.html(accepted, known, self.stopping)
         more = (*page.HEADERS, (b"vary", b"accept-language, authorization"))
         return _packed(Reply(200, body, b"text/html; charset=utf-8", more), headers)
+
+    def _tell_metrics(self, method: str, headers: dict[bytes, bytes]) -> Reply:
+        self._check_token(headers)
+        _only(method, "GET")
+        try:
+            return Reply(200, self._metrics.text(), KIND)
+        except ImportError as error:
+            raise RefusedError(501, str(error)) from error
 
     def _health(self, method: str, parts: list[str]) -> Reply:
         if parts == ["live"]:

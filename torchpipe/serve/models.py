@@ -14,11 +14,15 @@ from typing import Any
 
 from ..errors import ConfigError, PipeClosedError, nearest, shown
 from ..pipe import Pipe
+from ..totals import Totals, totals_of
 from .faults import Faults
-from .refused import RefusedError
+from .refused import RefusedError, refused
 from .signature import Signature, read_signature
 
 NAME = re.compile(r"[A-Za-z0-9_.-][A-Za-z0-9_. -]{0,126}")
+REASONS = ("REJECTED", "CANCELED", "BACKEND", "OTHER")
+"""Why calls have no answer, in Triton's words: no room or no time; given up; a backend raised; all others."""
+
 RELEASE = 60.0
 """Seconds that a pipe which was taken out of service waits for the requests inside."""
 
@@ -30,23 +34,21 @@ class Counts:
     Attributes:
         rows: requests that were answered.
         calls: calls that were answered, of one row or more.
-        executions: batches, of the node that ran the most of them.
-        queue_ns: how long calls waited for instances and batches; a part of ``infer_ns``.
+        node: the one whose batches count as executions; "" before anybody has asked.
         lock: held while figures change.
     """
 
     rows: int = 0
     calls: int = 0
-    executions: int = 0
     failed: int = 0
     success_ns: int = 0
     failed_ns: int = 0
     input_ns: int = 0
     infer_ns: int = 0
     output_ns: int = 0
-    queue_ns: int = 0
     last_ms: int = 0
-    looked: tuple[Any, int, int, int] = (None, 0, 0, 0)
+    node: str = ""
+    failures: dict[str, int] = field(default_factory=dict)  # by reason
     lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     def succeeded(self, rows: int, times: tuple[int, int, int, int]) -> None:
@@ -61,32 +63,16 @@ class Counts:
             self.output_ns += written - computed
             self.last_ms = int(time.time() * 1000)
 
-    def did_fail(self, came: int) -> None:
-        """Count a call without an answer."""
+    def did_fail(self, came: int, error: Exception | None = None) -> None:
+        """Count a call without an answer, and why; without an error it was given up."""
+        reason = "CANCELED"
+        if error is not None:
+            status = refused(error).status
+            reason = "BACKEND" if status == 500 else "REJECTED" if status in (429, 503, 504) else "OTHER"
         with self.lock:
             self.failed += 1
+            self.failures[reason] = self.failures.get(reason, 0) + 1
             self.failed_ns += time.perf_counter_ns() - came
-
-    def look(self, pipe: Pipe | None) -> None:
-        """Bring ``executions`` and ``queue_ns`` up to date from what the pipe has counted and measured.
-
-        Waits are the pipe's means over its newest batches, for the calls since the last look.
-        """
-        if pipe is None:
-            return
-        nodes = [figures for name, figures in pipe.stats().items() if name != "global"]
-        most = max((figures["requests"] for figures in nodes), default=0)
-        if not most:  # nothing is counted of a backend without a scheduler
-            with self.lock:
-                self.executions = max(self.executions, self.calls)
-            return
-        batches = max(sum(figures["batch_sizes"].values()) for figures in nodes)
-        waited = sum(figures["wait_ms"]["mean"] * 1e6 * figures["requests"] for figures in nodes) / most
-        with self.lock:
-            before, calls, infer_ns, counted = self.looked
-            self.executions += batches - (counted if before is pipe else 0)
-            self.queue_ns += int(min((self.calls - calls) * waited, self.infer_ns - infer_ns))
-            self.looked = (pipe, self.calls, self.infer_ns, batches)
 
 
 class Model:
@@ -99,6 +85,7 @@ class Model:
         signature: what clients may send, and what they get.
         why: why there is no pipe, or "".
         faults: what its backends raised, on the way to the log.
+        before: what the pipes before had counted that are closed, and those that are about to be.
     """
 
     def __init__(self, name: str, source: Any, pipe: Pipe | None, signature: Signature) -> None:
@@ -109,12 +96,33 @@ class Model:
         self.counts = Counts()
         self.faults = Faults(f"model {name}")
         self.why = "" if pipe is not None else "not loaded"
+        self.before: tuple[Totals, tuple[Pipe, ...]] = (Totals(), ())
 
     @property
     def ready(self) -> bool:
         """Whether it can do its work now."""
         pipe = self.pipe
         return pipe is not None and bool(pipe.health()["ready"])
+
+    def put(self, pipe: Pipe | None, why: str = "") -> Pipe | None:
+        """Let another pipe take over, or none; the one before, which counts until it is closed for good."""
+        with self.counts.lock:
+            before = self.pipe
+            if before is not None:
+                self.before = self.before[0], (*self.before[1], before)
+            self.pipe, self.why = pipe, why
+        return before
+
+    def retire(self, pipe: Pipe | None) -> None:
+        """Close a pipe that is out of service by now, and keep what it has counted."""
+        if pipe is None:
+            return
+        with contextlib.suppress(TimeoutError):  # what is still inside then ends by itself
+            pipe.close(timeout=RELEASE)
+        past = totals_of(pipe)
+        with self.counts.lock:
+            past.merge(self.before[0])
+            self.before = past, tuple(each for each in self.before[1] if each is not pipe)
 
     def serving(self) -> Pipe:
         """Its pipe, or a RefusedError."""
@@ -171,7 +179,6 @@ class Models:
         if model.source is None:
             raise RefusedError(400, f"model {name!r} was given as a pipe, it cannot be built anew")
         with self._changing:
-            before = model.pipe
             model.why = model.why and "loading"
             try:
                 pipe = Pipe(model.source)
@@ -183,10 +190,9 @@ class Models:
             except ConfigError as error:
                 pipe.close()
                 raise RefusedError(400, f"model {name!r} does not build: {error}") from error
-            model.signature, model.pipe, model.why = signature, pipe, ""
-        if before is not None:
-            with contextlib.suppress(TimeoutError):  # what is still inside then ends by itself
-                before.close(timeout=RELEASE)
+            model.signature = signature
+            before = model.put(pipe)
+        model.retire(before)
 
     def unload(self, name: str) -> None:
         """Take a model out of service; requests inside are done."""
@@ -194,10 +200,8 @@ class Models:
         if model.source is None:
             raise RefusedError(400, f"model {name!r} was given as a pipe, it is not this server's to close")
         with self._changing:
-            before, model.pipe, model.why = model.pipe, None, "unloaded"
-        if before is not None:
-            with contextlib.suppress(TimeoutError):
-                before.close(timeout=RELEASE)
+            before = model.put(None, "unloaded")
+        model.retire(before)
 
     def close(self, timeout: float | None = None) -> None:
         """Close the pipes that this server has built; those that were given stay open."""
