@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from .backends.base import UNLIMITED
 from .config.pipe_config import PipeConfig
 from .engine.histogram import Histogram
 from .engine.lost import Lost
@@ -20,7 +21,8 @@ from .stats import HOW
 class NodeTotals:
     """Of one node, with those that use its instances.
 
-    ``tally`` has the counts of its instances. ``max`` is the most requests of one batch. What is so now:
+    ``tally`` has the counts of its instances. ``max`` is the most requests of one batch, 1
+    where that is not limited. What is so now:
     ``queued`` and ``running`` requests or instances, and ``instances``.
     """
 
@@ -123,7 +125,7 @@ def _node(sharing: list[Node], lost: Lost) -> NodeTotals:
         stage = first.stage
         instances = stage.instances.copy()
         totals.tally = stage.ledger.total().spread()
-        totals.max = stage.max
+        totals.max = stage.max if stage.max < UNLIMITED else 1
         totals.queued = stage.queue.waiting()
         totals.running = sum(bool(instance.owner) for instance in instances)
         totals.instances = len(instances)

@@ -7,6 +7,7 @@ import re
 import sys
 import threading
 import time
+from pathlib import Path
 
 import pytest
 from threads import all_at_once, backend, until
@@ -20,6 +21,7 @@ from served import Served, document
 
 from torchpipe.serve.metrics import merge
 
+ROOT = Path(__file__).parents[2]
 DURATIONS = ("request", "queue", "compute_input", "compute_infer", "compute_output")
 
 
@@ -106,6 +108,7 @@ def test_after_known_traffic_the_servers_counts_are_exact(served):
     assert told.ours("node_errors_total", node="b") == 2
     assert told.ours("node_requests_total", node="a") == 20
     assert told.tritons("exec_count") == told.ours("node_batch_size_count", node="b")
+    assert told.ours("node_batch_size_sum", node="b") == 20
     whole = told.tritons("request_duration_us")
     parts = sum(told.tritons(f"{each}_duration_us") for each in DURATIONS[2:])
     assert whole == pytest.approx(parts, abs=3) != 0
@@ -234,3 +237,38 @@ def test_where_one_process_is_not_ready_all_are_not():
         b'# TYPE torchpipe_ready gauge\ntorchpipe_ready{model="a b"} %d\n' % ready for ready in (1, 0, 1)
     ]
     assert merge(texts) == b'# TYPE torchpipe_ready gauge\ntorchpipe_ready{model="a b"} 0.0\n'
+
+
+def test_the_dashboard_asks_for_what_the_server_tells_and_for_no_label_that_is_not_there(served):
+    served.infer(body=document("x"))
+    told = Told(served).values
+    labels = {}
+    for name, *pairs in told:
+        labels.setdefault(name, set()).update(label for label, _ in pairs)
+    board = json.loads((ROOT / "deploy" / "grafana.json").read_text())
+    targets = [target for panel in board["panels"] for target in panel.get("targets", [])]
+    queries = [target["expr"] for target in targets]
+    queries += [each["query"]["query"] for each in board["templating"]["list"][1:]]
+    assert len(queries) > 40
+    added = {"instance", "job", "le"}  # by Prometheus, or of buckets alone
+    for query in queries:
+        names = re.findall(r"\b(?:torchpipe|nv|process)_\w+", query)
+        assert names and set(names) <= set(labels), query
+        known = set.union(added, *(labels[name] for name in names))
+        asked = re.findall(r'(\w+)=~?"', query)
+        asked += [label for found in re.findall(r"by \(([^)]*)\)", query) for label in found.split(", ")]
+        assert set(asked) <= known, query
+    for target in targets:
+        assert set(re.findall(r"{{(\w+)}}", target["legendFormat"])) <= {
+            "instance",
+            *added,
+            *known_by(target),
+        }
+    ours = {name for name in labels if name.startswith("torchpipe_") and "_parts_" not in name}
+    shown = {re.sub("_(bucket|sum|count)$", "", name) for name in re.findall(r"torchpipe_\w+", str(queries))}
+    assert {re.sub("_(bucket|sum|count)$", "", name) for name in ours} == shown
+
+
+def known_by(target):
+    """The labels that a query keeps."""
+    return {label for found in re.findall(r"by \(([^)]*)\)", target["expr"]) for label in found.split(", ")}
