@@ -53,7 +53,13 @@ API: dict[str, tuple[Any, ...]] = {
         *(torchpipe.unregister, torchpipe.is_registered),
     ),
     "Looking": (
-        *(torchpipe.backends, torchpipe.list_backends, torchpipe.parse_toml, torchpipe.show),
+        *(
+            torchpipe.backends,
+            torchpipe.list_backends,
+            torchpipe.parse_toml,
+            torchpipe.show,
+            torchpipe.metrics,
+        ),
         *(torchpipe.to_plain, torchpipe.to_json),
     ),
 }

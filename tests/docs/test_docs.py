@@ -28,7 +28,7 @@ ENGLISH = sorted(str(page.relative_to(ROOT)) for page in PAGES)
 GENERATED = ("docs/reference/api.md", "docs/reference/errors.md", "docs/reference/backends/")
 WRITTEN = ["README.md", "CONTRIBUTING.md", "benchmarks/README.md"]
 WRITTEN += [page for page in ENGLISH if not page.startswith(GENERATED)]
-NEEDS = {"docs/serve/fastapi.md": "fastapi"}
+NEEDS = {"docs/serve/fastapi.md": "fastapi", "docs/serve/metrics.md": "prometheus_client"}
 """What the code of a page needs beyond what the others do; where that is not installed, it is skipped."""
 MODULES = ["torchpipe.pipe", "torchpipe.model", "torchpipe.reference", "torchpipe.registry"]
 FENCE = re.compile(r"^( *)```(\w*)([^\n]*)\n(.*?)^ *```$", re.M | re.S)
