@@ -269,6 +269,39 @@ def test_refused_expired_and_cancelled_requests_are_told_of_where_they_were(gate
         assert told("node_requests_total", "node") == 2
 
 
+@pytest.mark.parametrize("timeout", [None, LIMIT])
+def test_a_call_that_its_caller_cancels_is_cancelled_and_no_error(gate, held, timeout):
+    left = threading.Event()
+    with pipe({"node": {"backend": "Held"}}) as model:
+        first = model.submit({"data": "hold"})
+        gate.wait_for_one()
+        threading.Timer(0.05, left.set).start()
+        with pytest.raises(torchpipe.CancelledError):
+            model({"data": 1}, timeout=timeout, cancelled=left.is_set)
+        gate.open()
+        first.result(LIMIT)
+        told = Told(model)
+        assert (told("requests_total"), told("cancelled_total"), told("errors_total")) == (2, 1, 0)
+        assert told("node_requests_total", "node") == 1
+
+
+def test_a_stream_is_one_request_also_when_it_is_left():
+    class Yields(torchpipe.Backend):
+        def forward_one(self, request):
+            for number in range(request["data"]):
+                yield {"result": number}
+
+    torchpipe.register_backend(Yields, "Yields")
+    with pipe({"node": {"backend": "Yields"}}) as model:
+        assert len(list(model.stream({"data": 5}))) == 5
+        with contextlib.closing(model.stream({"data": 1000})) as stream:
+            next(stream)
+        until(lambda: Told(model)("inside") == 0, "it has left")
+        told = Told(model)
+        assert (told("requests_total"), told("cancelled_total"), told("errors_total")) == (2, 1, 0)
+        assert told("node_requests_total", "node") == 2
+
+
 @pytest.mark.parametrize("way", ["call", "submit", "async"])
 def test_those_who_find_no_room_at_the_entrance_have_come_and_were_refused(gate, held, way):
     with pipe({"node": {"backend": "Held"}, "global": {"max_pending": 1, "when_full": "refuse"}}) as model:
