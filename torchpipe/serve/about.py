@@ -64,7 +64,7 @@ def _statistics(model: Model) -> dict[str, Any]:
     totals = totals_of_model(model)
     with counts.lock:
         calls, rows = counts.calls, counts.rows
-        queued = min(queued_ns(totals), counts.infer_ns)
+        queued = min(queued_ns(totals) * calls // max(rows, 1), counts.infer_ns)  # rows wait side by side
         durations = {
             "success": (calls, counts.success_ns),
             "fail": (counts.failed, counts.failed_ns),

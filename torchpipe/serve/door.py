@@ -84,6 +84,7 @@ class Door(Base):  # type: ignore[misc]
     ) -> None:
         super().__init__(config, state, app_state, loop)
         self._socket = private
+        self._answers: Any = getattr(config.app, "answer", None)  # of an application of ours, as it is
         self._timer: asyncio.TimerHandle
         self._due = 0.0  # when the client is late; 0 while it has nothing to do
         self._head = 0
@@ -190,7 +191,7 @@ class Door(Base):  # type: ignore[misc]
         cycle.scope[LEFT] = self._left
         # Its body may come with the data that is read just now; it is answered without a task then.
         whole = self._reading and self._in_body and cycle is self.cycle
-        if whole and not self.flow.write_paused:
+        if whole and self._answers is not None and not self.flow.write_paused:
             self._waiting = cycle
         else:
             super()._start_asgi_task(cycle, app)
@@ -198,7 +199,7 @@ class Door(Base):  # type: ignore[misc]
     def _answer(self, cycle: Any) -> None:
         """Answer what is here whole, on this thread."""
         try:
-            reply = self.config.app.answer(cycle.scope, cycle.body, self._left)
+            reply = self._answers(cycle.scope, cycle.body, self._left)
         except BaseException:  # an exit that a backend asks for ends no server
             log.exception("%s %s", cycle.scope["method"], cycle.scope["path"])
             reply = None
