@@ -72,6 +72,7 @@ class Options:
     repeats: int
     seconds: float
     quick: bool
+    parts: Sequence[str] = ()  # those that were asked for, of a benchmark that has parts; else all
 
 
 def spread(values: Sequence[float]) -> tuple[float, float, float]:
@@ -85,11 +86,17 @@ def ratio(over: Series, under: Series, figure: str) -> tuple[float, float, float
 
 
 def options(
-    contestants: dict[str, Contestant], repeats: int, seconds: float, quick_seconds: float
+    contestants: dict[str, Contestant],
+    repeats: int,
+    seconds: float,
+    quick_seconds: float,
+    parts: Sequence[str] = (),
 ) -> Options:
     """The command line; in a worker process this serves the contestant and does not return."""
     parser = argparse.ArgumentParser()
-    parser.add_argument("--repeats", type=int)
+    if parts:
+        parser.add_argument("--part", choices=parts, action="append", help="only this; may be given again")
+    parser.add_argument("--repeats", "--rounds", type=int)
     parser.add_argument("--seconds", type=float)
     parser.add_argument("--quick", action="store_true", help="two short repeats, to see that it works")
     parser.add_argument("--worker", nargs=2, help=argparse.SUPPRESS)
@@ -102,6 +109,7 @@ def options(
         repeats=given.repeats or (2 if given.quick else repeats),
         seconds=given.seconds or (quick_seconds if given.quick else seconds),
         quick=given.quick,
+        parts=(given.part or ()) if parts else (),
     )
 
 
@@ -116,7 +124,7 @@ def measure(points: Sequence[Point], contestants: dict[str, Contestant], repeats
 
 def _measure_point(point: Point, contestants: dict[str, Contestant], repeats: int) -> list[Series]:
     names = [name for name in point.contestants if RIVALS_PYTHON.exists() or not contestants[name].rival]
-    workers = {name: _Worker(name, contestants[name], point.case) for name in names}
+    workers = {name: Worker(name, contestants[name], point.case) for name in names}
     try:
         all_series = [Series(point.label, name, [], workers[name].ready()) for name in names]
         for repeat in range(repeats):
@@ -129,7 +137,7 @@ def _measure_point(point: Point, contestants: dict[str, Contestant], repeats: in
             worker.stop()
 
 
-class _Worker:
+class Worker:
     """A contestant's process."""
 
     def __init__(self, name: str, contestant: Contestant, case: Case) -> None:

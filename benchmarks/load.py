@@ -30,8 +30,8 @@ def closed_loop(
 
 def open_loop(submit: Submit, rate: float, seconds: float, seed: int) -> Figures:
     """Requests come at random times, whether or not earlier ones are answered."""
-    _open(submit, _poisson(rate, seconds * WARM_UP, seed=-1))
-    return _open(submit, _poisson(rate, seconds, seed))
+    _open(submit, poisson(rate, seconds * WARM_UP, seed=-1))
+    return _open(submit, poisson(rate, seconds, seed))
 
 
 def _closed(call: Call, clients: int, seconds: float, begin: Callable[[], object] | None) -> Figures:
@@ -45,7 +45,7 @@ def _closed(call: Call, clients: int, seconds: float, begin: Callable[[], object
     latencies = [value for room, (calls, _) in zip(kept, ends, strict=True) for value in room[:calls]]
     calls = sum(calls for calls, _ in ends)
     busy = sum(end - clock.begin for _, end in ends)
-    return _figures(latencies, calls, busy, max(end for _, end in ends) - clock.begin)
+    return figures(latencies, calls, busy, max(end for _, end in ends) - clock.begin)
 
 
 class _Clock:
@@ -73,7 +73,8 @@ def _client(call: Call, start: threading.Barrier, clock: _Clock, kept: array[flo
     return calls, before
 
 
-def _poisson(rate: float, seconds: float, seed: int) -> list[float]:
+def poisson(rate: float, seconds: float, seed: int) -> list[float]:
+    """When requests come at random, so many a second: seconds from the start."""
     draw, arrivals, at = random.Random(seed), [], 0.0
     while (at := at + draw.expovariate(rate)) < seconds:
         arrivals.append(at)
@@ -95,7 +96,7 @@ def _open(submit: Submit, arrivals: list[float]) -> Figures:
     if failures:
         raise failures[0]
     latencies = [end - begin - arrival for end, arrival in zip(ends, arrivals, strict=True)]
-    return _figures(latencies, len(arrivals), sum(latencies), max(ends) - begin)
+    return figures(latencies, len(arrivals), sum(latencies), max(ends) - begin)
 
 
 def _answered(
@@ -111,9 +112,10 @@ def _answered(
     answered.release()
 
 
-def _figures(latencies: list[float], calls: int, busy: float, seconds: float) -> Figures:
+def figures(latencies: list[float], calls: int, busy: float, seconds: float) -> Figures:
+    """What a run comes to, from its latencies, the time spent in calls and that of all, in seconds."""
     latencies.sort()
     size = len(latencies)
     parts = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "max": 1.0}
-    figures = {name: 1000 * latencies[min(size - 1, int(part * size))] for name, part in parts.items()}
-    return {"calls": calls, "throughput": calls / seconds, "mean": 1000 * busy / calls, **figures}
+    found = {name: 1000 * latencies[min(size - 1, int(part * size))] for name, part in parts.items()}
+    return {"calls": calls, "throughput": calls / seconds, "mean": 1000 * busy / calls, **found}

@@ -53,7 +53,7 @@ def publish(
     text += "\n".join(["", *(_tables(results, ours) if tables is None else tables)])
     print(text)
     RESULTS.mkdir(exist_ok=True)
-    file = RESULTS / (f"{name}-quick" if options.quick else name)
+    file = RESULTS / "-".join([name, *options.parts, *(["quick"] if options.quick else [])])
     file.with_suffix(".md").write_text(text + "\n")
     record = {"header": machine(), "targets": [asdict(target) for target in targets]}
     record["series"] = [asdict(series) for series in results.values()]
@@ -115,11 +115,12 @@ def _processor() -> str:
 
 def _header(title: str, name: str, options: Options, results: Results, reading: str) -> list[str]:
     here = machine()
+    parts = "".join(f"--part {part} " for part in options.parts)
     versions = sorted({f"{key} {value}" for s in results.values() for key, value in s.versions.items()})
     return [
         f"# {title}",
         "",
-        f"`python benchmarks/{name}.py --repeats {options.repeats} --seconds {options.seconds:g}`, "
+        f"`python benchmarks/{name}.py {parts}--repeats {options.repeats} --seconds {options.seconds:g}`, "
         f"Python {here['python']}, {here['cores']} cores ({here['processor']}), "
         f"load average at the end {here['load']}.",
         f"In the workers: {', '.join(versions)}.",
@@ -148,10 +149,12 @@ def _tables(results: Results, ours: Sequence[str]) -> list[str]:
 
 
 def _table(point: str, rows: Sequence[Series], our: Series | None) -> list[str]:
-    head = ["contestant", "requests/s", "mean", "p50", "p90", "p99", "max", "ours / this"]
+    figures = ["throughput", "mean", "p50", "p90", "p99", "max"]
+    figures += [figure for figure in rows[0].runs[0] if figure.startswith("within ")]
+    head = ["contestant", "requests/s", *figures[1:], "ours / this"]
     lines = [f"## {point}", "", row(head), row(["---"] * len(head))]
     for series in rows:
-        cells = [show(series.spread(figure)) for figure in ("throughput", "mean", "p50", "p90", "p99", "max")]
+        cells = [show(series.spread(figure)) for figure in figures]
         against = show(ratio(our, series, "throughput")) if our and our is not series else ""
         lines.append(row([series.contestant, *cells, against]))
     return [*lines, ""]
