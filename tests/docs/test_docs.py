@@ -26,6 +26,7 @@ CHINESE = DOCS / "zh"
 PAGES = [page for page in DOCS.rglob("*.md") if CHINESE not in page.parents]
 ENGLISH = sorted(str(page.relative_to(ROOT)) for page in PAGES)
 GENERATED = ("docs/reference/api.md", "docs/reference/errors.md", "docs/reference/backends/")
+EXAMPLES = [str(page.relative_to(ROOT)) for page in sorted((ROOT / "examples").rglob("README.md"))]
 WRITTEN = ["README.md", "CONTRIBUTING.md", "benchmarks/README.md"]
 WRITTEN += [page for page in ENGLISH if not page.startswith(GENERATED)]
 NEEDS = {"docs/serve/fastapi.md": "fastapi", "docs/serve/metrics.md": "prometheus_client"}
@@ -237,7 +238,7 @@ def links(page: str) -> list[tuple[str, str, str]]:
     ]
 
 
-@pytest.mark.parametrize("page", sorted({*WRITTEN, *ENGLISH, "SECURITY.md", "examples/ocr/README.md"}))
+@pytest.mark.parametrize("page", sorted({*WRITTEN, *ENGLISH, "SECURITY.md", *EXAMPLES}))
 def test_a_link_to_another_page_leads_somewhere(page):
     dead = [
         link
