@@ -33,4 +33,4 @@ site-check: setup  ## old and missing translations, dead links, code that differ
 	$(python) scripts/reference.py --check
 bench: setup  ## every benchmark; rivals are installed into .venv-rivals
 	benchmarks/rivals.sh
-	for name in dispatch preprocess waiting service batching images tensors process engines ocr front soak; do $(python) benchmarks/$$name.py || exit 1; done
+	for name in dispatch preprocess waiting service batching images tensors process engines ocr soak front; do $(python) benchmarks/$$name.py || exit 1; done
