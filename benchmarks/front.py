@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -384,6 +385,7 @@ def run(options: Options, case: Case, left_out: dict[str, str]) -> tuple[Results
 
 def main() -> None:
     options = harness.options(IN_PROCESS, repeats=5, seconds=4.0, quick_seconds=1.0, parts=PARTS)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are ended, too
     if not installed("wrk"):
         sys.exit(f"wrk makes the load: apt-get install {' '.join(TOOLS.values())}")
     if not TRITON_PYTHON.exists():
