@@ -133,7 +133,7 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("image", nargs="+", help="files whose bytes become 'data'")
     command.add_argument("--out", metavar="FOLDER", help="write images, arrays, tensors and bytes there")
 
-    server.add_arguments(add("serve", server.serve, "serve configurations over HTTP"))
+    server.add_arguments(add("serve", server.serve, "serve configurations over HTTP and gRPC"))
 
     command = add("backends", list_backends, "list all backends, show one, or search")
     command.add_argument("word", nargs="*", help="a backend's name, or words to search for")

@@ -90,15 +90,25 @@ class Partials(Reading):
         taken = self._reader.take(0)
         if taken is None:
             with Substitute():
-                while (taken := self._reader.take(LOOK)) is None:  # ended by the request's end
+                while (taken := self._reader.take(LOOK)) is None:  # ended by the request's end, or by close
+                    if self._ended:
+                        raise StopIteration
                     self._look()
         partial = self._next(taken)
         if partial is None:
             raise StopIteration
         return partial
 
+    @property
+    def done(self) -> bool:
+        """Whether nothing more will come: what was given last was the end."""
+        return self._ended
+
     def close(self) -> None:
-        """Give the request up, if it is not done: nodes that have not started do not run for it."""
+        """Give the request up, if it is not done: nodes that have not started do not run for it.
+
+        Any thread may do it. A loop that waits in another one ends.
+        """
         self._leave()
 
     def __enter__(self) -> Partials:

@@ -19,6 +19,7 @@ from time import perf_counter
 from typing import Any, NoReturn
 
 from .backends.base import UNLIMITED
+from .backends.yielding import yielding_in
 from .config.explain import Explanation, explain
 from .config.graph import check_graph
 from .config.pipe_config import changed, load
@@ -275,6 +276,11 @@ class Pipe:
         return AsyncPartials(start)
 
     # Looking
+
+    @property
+    def yields(self) -> bool:
+        """Whether a backend yields, so that :meth:`stream` has more to give than whole answers."""
+        return any(yielding_in(stage.backends[0]) for stage in self._nodes.stages.values())
 
     def max(self) -> int:
         """The most requests that a list call takes at once: any number, but for an unscheduled backend."""

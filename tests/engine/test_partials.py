@@ -476,3 +476,36 @@ class TestLimits:
             assert [partial["result"] for partial in partials] == list(range(1, 100))
             reload.join(LIMIT)
             assert read(model, {"data": 3}) == [0, 1, 2]
+
+
+def test_close_ends_a_loop_that_waits_in_another_thread():
+    go = threading.Event()
+
+    @torchpipe.register_backend
+    def held(data):
+        yield 1
+        go.wait(LIMIT)
+        yield 2
+
+    with pipe({"backend": "held"}) as served:
+        partials = served.stream({"data": 1})
+        assert next(partials) == {"result": 1}
+        assert not partials.done
+        rest = Call(lambda: list(partials))
+        partials.close()
+        assert rest.answer() == []
+        assert partials.done
+        go.set()
+
+
+def test_a_pipe_says_whether_it_yields():
+    with pipe({"backend": "count"}) as yields, pipe({"backend": "Identity"}) as whole:
+        assert yields.yields
+        assert not whole.yields
+        for served, data, given in ((yields, 2, 2), (whole, 5, 1)):
+            partials = served.stream({"data": data})
+            done = []
+            for _ in partials:
+                done.append(partials.done)
+            assert len(done) == given
+            assert done[-1] is (served is whole)

@@ -1,4 +1,4 @@
-"""A server in front of pipes: the Open Inference Protocol over HTTP, which existing clients speak.
+"""A server in front of pipes: the Open Inference Protocol over HTTP and gRPC, which existing clients speak.
 
 ``torchpipe.serve(...)`` is :func:`serve`, and ``torchpipe.serve.asgi(...)`` the application alone.
 """
@@ -84,7 +84,8 @@ def serve(
     models: Any,
     *,
     host: str = "127.0.0.1",
-    http: int = 8000,
+    http: int | None = 8000,
+    grpc: int | None = None,
     grace: float = 0.0,
     drain: float = 30.0,
     max_connections: int = 1000,
@@ -101,25 +102,25 @@ def serve(
     Args:
         models: as for :func:`asgi`.
         host: the address to listen at. Everybody who reaches it can use the models.
-        http: the port; 0 for a free one, which the log names.
+        http: the port for HTTP; 0 for a free one, which the log names. None for no HTTP.
+        grpc: the port for gRPC, which needs the extra ``grpc``. None for no gRPC.
         grace: seconds between "not ready" and the end of new connections.
         drain: seconds that requests inside may take then.
-        max_connections: connections at once; one more is answered with 503.
+        max_connections: connections over HTTP at once, and calls over gRPC. One more is answered with 503,
+            or RESOURCE_EXHAUSTED.
         certificate: a file with a certificate, for TLS.
         private_key: the file with its key, if it is another one.
         **options: of :func:`asgi`.
 
     Raises:
-        ConfigError: as :func:`asgi`.
-        ImportError: the libraries of the extra ``serve`` are not installed.
+        ConfigError: as :func:`asgi`, or neither port is given.
+        ImportError: the libraries of the extras ``serve`` or ``grpc`` are not installed.
         OSError: it cannot listen there.
     """
-    from .run import Listening, bind, check_installed, run
+    from .run import Listening, serve_at
 
-    check_installed()
-    listening = Listening(host, http, grace, drain, max_connections, certificate, private_key)
-    with bind(listening) as bound:
-        run(asgi(models, **options), listening, bound)
+    listening = Listening(host, http, grace, drain, max_connections, certificate, private_key, grpc)
+    serve_at(listening, models, asgi, **options)
 
 
 class _Callable(ModuleType):

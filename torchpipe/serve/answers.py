@@ -60,6 +60,32 @@ def outputs_of(
     return outputs
 
 
+def outputs_of_part(part: Request, signature: Signature, wanted: list[str] | None) -> list[Output]:
+    """The outputs that one part of an answer has; those that it does not have are left out.
+
+    Args:
+        part: keys that a backend has yielded.
+        signature: that of the model.
+        wanted: as for :func:`outputs_of`.
+
+    Raises:
+        RefusedError: 400 where ``wanted`` names one that the model does not have, 500 where an output is not
+            what the configuration says.
+    """
+    if signature.outputs:
+        for name in wanted or ():
+            if name not in signature.outputs:
+                raise RefusedError(400, f"output {name!r} is not there. {nearest(name, signature.outputs)}")
+        return [
+            _declared(signature.outputs[name], [part[name]], signature)
+            for name in (wanted if wanted is not None else signature.outputs)
+            if name in part
+        ]
+    keys = [key for key in part if isinstance(key, str) and _shows(key)]
+    names = keys if wanted is None else [name for name in wanted if name in keys]
+    return [_seen(name, [part[name]], signature.max_batch_size > 0) for name in names]
+
+
 def plain_answer(request: Request, sent: Request, signature: Signature) -> bytes:
     """What one request holds as one JSON object, for whoever sent a file as it is."""
     if not signature.partial:
@@ -202,8 +228,9 @@ def _seen(name: str, values: list[Any], rows: bool) -> Output:
         datatype = NAMES.get(array.dtype.newbyteorder("<"))
         if datatype is not None:
             return Output(name, datatype, array.shape, array.astype(DATATYPES[datatype], copy=False))
-        if array.dtype.kind in "SU":
-            return Output(name, "BYTES", array.shape, [_bytes(each) for each in array.ravel().tolist()])
+        elements = array.ravel().tolist() if array.dtype.kind in "SUO" else []
+        if array.dtype.kind in "SU" or (elements and all(type(each) in (str, bytes) for each in elements)):
+            return Output(name, "BYTES", array.shape, [_bytes(each) for each in elements])
     numbers = _numbers(values)
     if numbers is not None:
         return Output(name, NAMES[numbers.dtype], numbers.shape, numbers)

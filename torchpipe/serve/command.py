@@ -10,14 +10,13 @@ from typing import TypeVar
 
 from ..errors import ConfigError
 from . import asgi
-from .run import Listening, bind, check_installed, run
+from .run import Listening, serve_at
 
 Number = TypeVar("Number", int, float)
 
 
 def serve(options: argparse.Namespace) -> int:
-    """Serve configurations over HTTP, with the Open Inference Protocol; SIGTERM ends it in order."""
-    check_installed()
+    """Serve configurations over HTTP and gRPC, with the Open Inference Protocol; SIGTERM ends it in order."""
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     listening = Listening(
         options.host,
@@ -27,10 +26,12 @@ def serve(options: argparse.Namespace) -> int:
         options.max_connections,
         options.certificate,
         options.private_key,
+        options.grpc,
     )
-    bound = bind(listening)
-    application = asgi(
+    done = serve_at(
+        listening,
         models(options.config),
+        asgi,
         timeout=options.timeout,
         overload=options.overload,
         allow_priority=options.allow_priority,
@@ -46,7 +47,7 @@ def serve(options: argparse.Namespace) -> int:
         page=not options.no_page,
         metrics=not options.no_metrics,
     )
-    return 0 if run(application, listening, bound) else 1
+    return 0 if done else 1
 
 
 def models(given: list[str]) -> dict[str, str]:
@@ -76,6 +77,10 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add what the command takes."""
     command.add_argument("config", nargs="+", help="TOML files, each a model named as its stem, or NAME=FILE")
     command.add_argument("--http", type=_port, default=8000, metavar="PORT", help="0 for a free one")
+    command.add_argument(
+        "--no-http", dest="http", action="store_const", const=None, help="no HTTP, gRPC only"
+    )
+    command.add_argument("--grpc", type=_port, metavar="PORT", help="gRPC, too; 0 for a free port")
     command.add_argument("--host", default="127.0.0.1", help="the address to listen at")
     command.add_argument("--timeout", type=_seconds, default=0.0, help="seconds a call may take at most")
     command.add_argument("--grace", type=_seconds, default=0.0, help="seconds it serves on after SIGTERM")
@@ -98,7 +103,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         help="bytes of all bodies; a quarter of the memory if not said",
     )
     command.add_argument("--body-timeout", type=_seconds, default=30.0, help="seconds for a body to arrive")
-    command.add_argument("--max-connections", type=_count, default=1000, help="connections at once")
+    command.add_argument(
+        "--max-connections",
+        type=_count,
+        default=1000,
+        help="connections over HTTP, and calls over gRPC, at once",
+    )
     command.add_argument("--token-file", metavar="FILE", help="a file with a token that clients must bring")
     command.add_argument("--certificate", default="", metavar="FILE", help="for TLS")
     command.add_argument("--private-key", default="", metavar="FILE", help="of the certificate")

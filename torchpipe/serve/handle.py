@@ -99,7 +99,7 @@ def handle(
     try:
         pipe, signature = model.serving(), model.signature
         sent = requests_of(asked, signature, pipe)
-        deadline = _settle(sent, asked, rules)
+        deadline = settle(sent, asked, rules)
         requests = [dict(request) for request in sent]
         read = time.perf_counter_ns()
         try:
@@ -121,13 +121,18 @@ def handle(
         model.counts.did_fail(asked.came)
         raise
     except Exception as error:
-        model.counts.did_fail(asked.came, error)
-        told = refused(error, rules.overload, rules.stacks)
-        if told.status == 500:
-            model.faults.log(told, error)
-        raise told from error
+        raise told_of(model, asked, rules, error) from error
     model.counts.succeeded(len(requests), (asked.came, read, computed, time.perf_counter_ns()))
     return answer
+
+
+def told_of(model: Model, asked: Inference, rules: Rules, error: Exception) -> RefusedError:
+    """What the client is told of an error, which is counted, and logged if it was not its mistake."""
+    model.counts.did_fail(asked.came, error)
+    told = refused(error, rules.overload, rules.stacks)
+    if told.status == 500:
+        model.faults.log(told, error)
+    return told
 
 
 def _run(
@@ -142,7 +147,7 @@ def _run(
     pipe(requests[0] if len(requests) == 1 else requests, timeout=timeout, cancelled=cancelled)
 
 
-def _settle(requests: list[Request], asked: Inference, rules: Rules) -> float | None:
+def settle(requests: list[Request], asked: Inference, rules: Rules) -> float | None:
     """Write the priority into the requests; the deadline on the clock of ``time.monotonic``, or None."""
     priority = asked.priority
     if asked.parameters.get("priority", 0) != 0:

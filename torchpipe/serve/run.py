@@ -8,17 +8,19 @@ both it is the one most people know.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import logging
 import os
 import signal
 import socket
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import FrameType
 from typing import Any
 
-from ..errors import optional
+from ..errors import ConfigError, optional
 from .http import Application
 from .threads import Threads
 
@@ -30,12 +32,53 @@ class Listening:
     """Where a server listens, and how it ends; as for :func:`torchpipe.serve.serve`."""
 
     host: str = "127.0.0.1"
-    http: int = 8000
+    http: int | None = 8000
     grace: float = 0.0
     drain: float = 30.0
     max_connections: int = 1000
     certificate: str = ""
     private_key: str = ""
+    grpc: int | None = None
+
+
+def serve_at(listening: Listening, models: Any, make: Callable[..., Application], **options: Any) -> bool:
+    """Listen, build the models, and serve them until a signal.
+
+    Args:
+        listening: where; ports are taken before models are built.
+        models: what ``make`` makes an application of.
+        make: :func:`torchpipe.serve.asgi`.
+        **options: for ``make``.
+
+    Returns:
+        whether all that was inside was done in time.
+    """
+    if listening.http is None and listening.grpc is None:
+        raise ConfigError("there is nothing to serve at: http is off, and grpc, too")
+    check_installed(listening)
+    with contextlib.ExitStack() as stack:
+        bound = None if listening.http is None else stack.enter_context(bind(listening))
+        door = None if listening.grpc is None else stack.enter_context(bind_grpc(listening, **options))
+        return run(make(models, **options), listening, bound, door)
+
+
+def bind_grpc(listening: Listening, max_body: int = 64 * 2**20, **_: Any) -> Any:
+    """A server for gRPC at its port; calls wait before it is started.
+
+    Raises:
+        OSError: the address is taken or none of this machine, or the certificate cannot be read.
+    """
+    from .grpc_server import Server
+
+    assert listening.grpc is not None
+    return Server(
+        listening.host,
+        listening.grpc,
+        listening.max_connections,
+        max_body,
+        listening.certificate,
+        listening.private_key,
+    )
 
 
 def bind(listening: Listening) -> socket.socket:
@@ -44,9 +87,12 @@ def bind(listening: Listening) -> socket.socket:
     Raises:
         OSError: the address is taken, or is none of this machine.
     """
-    family, kind, protocol, _, address = socket.getaddrinfo(
-        listening.host, listening.http, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-    )[0]
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            listening.host, listening.http, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+    except OSError as error:
+        raise OSError(f"cannot listen at {listening.host}:{listening.http}: {error}") from None
     bound = socket.socket(family, kind, protocol)
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -59,18 +105,38 @@ def bind(listening: Listening) -> socket.socket:
     return bound
 
 
-def check_installed() -> None:
-    """Raise an ImportError that names the extra, if the server's libraries are not there."""
-    for library in ("uvicorn", "httptools", "uvloop"):
+def check_installed(listening: Listening) -> None:
+    """Raise an ImportError that names the extra, if libraries of a server are not there."""
+    for library in ("uvicorn", "httptools", "uvloop") if listening.http is not None else ():
         optional(library, "serve")
+    for library in ("grpc", "google.protobuf") if listening.grpc is not None else ():
+        optional(library, "grpc")
 
 
-def run(application: Application, listening: Listening, bound: socket.socket) -> bool:
-    """Serve until a signal; whether all that was inside was done in time."""
-    server = server_of(application, listening)
+def run(
+    application: Application, listening: Listening, bound: socket.socket | None, door: Any = None
+) -> bool:
+    """Serve until a signal; whether all that was inside was done in time.
+
+    Args:
+        application: what is served.
+        listening: how it ends.
+        bound: the socket for HTTP, or None.
+        door: the server for gRPC, or None.
+    """
+    server = None if bound is None else server_of(application, listening, door)
     gc.collect()
     gc.freeze()  # models and modules stay: collections need not look at them again
-    server.run(sockets=[bound])
+    if door is not None:
+        door.start(application)
+        names = ", ".join(model.name for model in application.models)
+        log.info("gRPC: %s at %s://%s:%d", names, door.scheme, door.address, door.port)
+    if server is None:
+        _wait_for_signal(application, listening)
+    else:
+        server.run(sockets=[bound])
+    if door is not None:
+        door.stop(listening.drain).wait()  # gRPC ends it, at the end of its time
     try:
         application.models.close(timeout=listening.drain)
     except TimeoutError as error:
@@ -80,8 +146,38 @@ def run(application: Application, listening: Listening, bound: socket.socket) ->
     return True
 
 
-def server_of(application: Application, listening: Listening) -> Any:
+def _wait_for_signal(application: Application, listening: Listening) -> None:
+    """Until SIGTERM or SIGINT and the grace; for ever outside the main thread, which gets no signals."""
+    leave = threading.Event()
+
+    def handle(sig: int, frame: FrameType | None) -> None:
+        timer = threading.Timer(_begin_end(application, listening, sig), leave.set)
+        timer.daemon = True
+        timer.start()
+
+    if threading.current_thread() is threading.main_thread():
+        for sig in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(sig, handle)
+    leave.wait()  # ended by the handler of a signal
+
+
+def _begin_end(application: Application, listening: Listening, sig: int) -> float:
+    """Not ready any more; the seconds until no more calls are taken. At a second signal the process ends."""
+    if application.stopping:
+        os._exit(128 + sig)
+    application.stopping = True
+    grace = listening.grace if sig == signal.SIGTERM else 0.0
+    log.info("signal %d: not ready; the end begins in %g s", sig, grace)
+    return grace
+
+
+def server_of(application: Application, listening: Listening, door: Any = None) -> Any:
     """uvicorn's server, which is not running yet.
+
+    Args:
+        application: what it serves.
+        listening: how it ends.
+        door: a server for gRPC that ends together with it.
 
     Raises:
         OSError: the certificate or its key cannot be read.
@@ -106,17 +202,18 @@ def server_of(application: Application, listening: Listening) -> Any:
         ssl_keyfile=listening.private_key or None,
     )
     config.load()
-    return _class_over(uvicorn.Server)(config, application, listening)
+    return _class_over(uvicorn.Server)(config, application, listening, door)
 
 
 def _class_over(base: Any) -> Any:
     class Server(base):  # type: ignore[misc]
         """uvicorn's server, which ends in two steps."""
 
-        def __init__(self, config: Any, application: Application, listening: Listening) -> None:
+        def __init__(self, config: Any, application: Application, listening: Listening, door: Any) -> None:
             super().__init__(config)
             self.application = application
             self.listening = listening
+            self.door = door
             self.loop: asyncio.AbstractEventLoop | None = None
 
         async def startup(self, sockets: Any = None) -> None:
@@ -144,15 +241,13 @@ def _class_over(base: Any) -> Any:
 
         def handle_exit(self, sig: int, frame: FrameType | None) -> None:
             """First not ready, then no new connections; at the second signal the end."""
-            if self.application.stopping:
-                os._exit(128 + sig)
-            self.application.stopping = True
-            grace = self.listening.grace if sig == signal.SIGTERM else 0.0
-            log.info("signal %d: not ready; the end begins in %g s", sig, grace)
+            grace = _begin_end(self.application, self.listening, sig)
             assert self.loop is not None and threading.current_thread() is threading.main_thread()
             self.loop.call_soon_threadsafe(self.loop.call_later, grace, self._leave)
 
         def _leave(self) -> None:
             self.should_exit = True
+            if self.door is not None:
+                self.door.stop(self.listening.drain)
 
     return Server

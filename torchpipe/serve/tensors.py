@@ -69,7 +69,7 @@ def from_bytes(name: str, datatype: str, shape: tuple[int, ...], raw: memoryview
     """
     count = math.prod(shape)
     if datatype == "BYTES":
-        return _shaped_elements(_elements(name, raw, count), shape)
+        return shaped_elements(_elements(name, raw, count), shape)
     dtype = np.dtype("<u2") if datatype == "BF16" else DATATYPES[datatype]
     if len(raw) != count * dtype.itemsize:
         raise RefusedError(
@@ -84,7 +84,7 @@ def from_bytes(name: str, datatype: str, shape: tuple[int, ...], raw: memoryview
         array = (array.astype("<u4") << 16).view("<f4")
     elif not array.flags.aligned:
         array = array.copy()
-    return _shaped(name, array, shape)
+    return shaped(name, array, shape)
 
 
 def _elements(name: str, raw: memoryview, count: int) -> list[bytes]:
@@ -127,8 +127,8 @@ def from_json(
             400, f"input {name!r}: {len(values)} elements, and its shape {list(shape)} has {count}"
         )
     if datatype == "BYTES":
-        return _shaped_elements([_text(name, value, base64) for value in values], shape)
-    return _shaped(name, _numbers(name, datatype, values), shape)
+        return shaped_elements([_text(name, value, base64) for value in values], shape)
+    return shaped(name, _numbers(name, datatype, values), shape)
 
 
 def _flat(name: str, data: list[Any]) -> list[Any]:
@@ -183,7 +183,8 @@ def _text(name: str, value: Any, base64: bool) -> bytes:
         raise RefusedError(400, f"input {name!r}: {shown(value)} is no text: half of a character") from None
 
 
-def _shaped_elements(values: list[bytes], shape: tuple[int, ...]) -> Elements:
+def shaped_elements(values: list[bytes], shape: tuple[int, ...]) -> Elements:
+    """Elements of BYTES in their shape; as :func:`shaped`."""
     if not values:
         _array_of_objects(values, shape)  # which refuses other sizes that are too large together
     return Elements(shape, values)
@@ -192,10 +193,15 @@ def _shaped_elements(values: list[bytes], shape: tuple[int, ...]) -> Elements:
 def _array_of_objects(values: list[bytes], shape: tuple[int, ...]) -> Array:
     array: Array = np.empty(len(values), object)
     array[:] = values
-    return _shaped("", array, shape)
+    return shaped("", array, shape)
 
 
-def _shaped(name: str, array: Array, shape: tuple[int, ...]) -> Array:
+def shaped(name: str, array: Array, shape: tuple[int, ...]) -> Array:
+    """The elements of an input in its shape.
+
+    Raises:
+        RefusedError: 400, there is no such array.
+    """
     try:
         return array.reshape(shape)
     except ValueError:  # no element, and the other sizes too large together
