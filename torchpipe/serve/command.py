@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import TypeVar
 
 from ..errors import ConfigError
 from . import asgi
-from .run import Listening, serve_at
+from .processes.membership import membership
+from .processes.spread import Spread
+from .processes.supervisor import Supervisor
+from .run import Listening, bind, check_installed, check_ports, reserve, serve_at
+
+log = logging.getLogger("torchpipe.serve")
 
 Number = TypeVar("Number", int, float)
 
@@ -28,10 +35,14 @@ def serve(options: argparse.Namespace) -> int:
         options.private_key,
         options.grpc,
     )
+    known = membership()
+    if known is None and (options.workers > 1 or options.gpus):
+        return supervise(options, listening)
     done = serve_at(
         listening,
         models(options.config),
         asgi,
+        known,
         timeout=options.timeout,
         overload=options.overload,
         allow_priority=options.allow_priority,
@@ -48,6 +59,39 @@ def serve(options: argparse.Namespace) -> int:
         metrics=not options.no_metrics,
     )
     return 0 if done else 1
+
+
+def supervise(options: argparse.Namespace, listening: Listening) -> int:
+    """Serve from several processes."""
+    check_ports(listening)
+    check_installed(listening)
+    environments = environments_of(options.workers, options.gpus)
+    models(options.config)
+    with contextlib.ExitStack() as stack:
+        bound = None if listening.http is None else stack.enter_context(bind(listening))
+        port = -1
+        if listening.grpc is not None:
+            port = stack.enter_context(reserve(listening)).getsockname()[1]
+            log.info("gRPC at port %d", port)
+        spread = Spread(bound, listening.max_connections, bool(listening.certificate))
+        return Supervisor(
+            sys.argv[1:], environments, spread, port, listening.grace, listening.drain
+        ).run()
+
+
+def environments_of(workers: int, gpus: list[str]) -> list[dict[str, str]]:
+    """What is different in the environment of each process: the GPU that it sees, if they have one each."""
+    if not gpus:
+        return [{} for _ in range(workers)]
+    seen = [each for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each]
+    chosen = []
+    for gpu in gpus:
+        if seen and gpu.isdigit():  # counted among those that are visible
+            if int(gpu) >= len(seen):
+                raise ConfigError(f"--gpus {gpu}: CUDA_VISIBLE_DEVICES names {len(seen)} of them")
+            gpu = seen[int(gpu)]
+        chosen.append(gpu)
+    return [{"CUDA_VISIBLE_DEVICES": gpu} for gpu in chosen for _ in range(workers)]
 
 
 def models(given: list[str]) -> dict[str, str]:
@@ -81,6 +125,12 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
         "--no-http", dest="http", action="store_const", const=None, help="no HTTP, gRPC only"
     )
     command.add_argument("--grpc", type=_port, metavar="PORT", help="gRPC, too; 0 for a free port")
+    command.add_argument(
+        "--workers", type=_count, default=1, metavar="N", help="processes; with --gpus as many for each GPU"
+    )
+    command.add_argument(
+        "--gpus", type=_names, default=[], metavar="0,1", help="GPUs, for each of which there are processes"
+    )
     command.add_argument("--host", default="127.0.0.1", help="the address to listen at")
     command.add_argument("--timeout", type=_seconds, default=0.0, help="seconds a call may take at most")
     command.add_argument("--grace", type=_seconds, default=0.0, help="seconds it serves on after SIGTERM")
@@ -119,6 +169,13 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
 
 def _port(text: str) -> int:
     return _between(int(text), 0, 65535)
+
+
+def _names(text: str) -> list[str]:
+    names = [each.strip() for each in text.split(",")]
+    if not all(names) or len(set(names)) < len(names):
+        raise argparse.ArgumentTypeError("numbers or names of GPUs, each once, as in 0,1")
+    return names
 
 
 def _count(text: str) -> int:

@@ -12,7 +12,7 @@ import contextlib
 import errno
 import logging
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -36,23 +36,74 @@ FULL = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 
 
 class Connections:
-    """What listens at a socket, in the main loop; uvicorn closes and awaits it like a server of asyncio.
+    """Those of a server, each on its way to a thread.
 
     Args:
         config: uvicorn's.
-        state: what the connections of a server share.
-        bound: the socket.
+        state: what they share.
         threads: those for connections.
     """
 
-    def __init__(self, config: Any, state: Any, bound: socket.socket, threads: Threads) -> None:
+    def __init__(self, config: Any, state: Any, threads: Threads) -> None:
         self._config = config
         self._state = state
-        self._bound = bound
         self._threads = threads
         self._loop = asyncio.get_running_loop()
         self._opening: set[asyncio.Task[None]] = set()
-        bound.listen(config.backlog)
+
+    def hand_on(self, accepted: socket.socket, make: Callable[..., Door] = Door) -> None:
+        """Have a connection served, by what ``make`` makes of it; called in the main loop."""
+        accepted.setblocking(False)
+        accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        if can_see_hang_ups():
+            try:
+                if self._threads.start(partial(self._serve_privately, accepted, make)):
+                    return
+            except RuntimeError as error:  # no thread left; the main loop will do
+                log.warning("a connection without a thread of its own: %s", error)
+        task = self._loop.create_task(self._open(self._loop, accepted, make, private=False))
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
+
+    def _serve_privately(
+        self, accepted: socket.socket, make: Callable[..., Door], loop: asyncio.AbstractEventLoop
+    ) -> None:
+        loop.run_until_complete(self._open(loop, accepted, make, private=True))
+
+    async def _open(
+        self,
+        loop: asyncio.AbstractEventLoop,
+        accepted: socket.socket,
+        make: Callable[..., Door],
+        private: bool,
+    ) -> None:
+        """Make it a connection of this loop; one in a loop of its own is served to its end."""
+        door = make(self._config, self._state, {}, loop, accepted if private else None)
+        try:
+            await loop.connect_accepted_socket(lambda: door, accepted, ssl=self._config.ssl)
+        except (OSError, asyncio.TimeoutError) as error:  # it has gone, or does not speak TLS
+            log.debug("a connection that was none: %s", error)
+            accepted.close()
+            door.never_opened()
+            return
+        if private:
+            await door.ended()
+
+
+class Listener:
+    """What listens at a socket, in the main loop; uvicorn closes and awaits it like a server of asyncio.
+
+    Args:
+        bound: the socket.
+        connections: where what is accepted goes on.
+        backlog: connections that may wait to be accepted.
+    """
+
+    def __init__(self, bound: socket.socket, connections: Connections, backlog: int) -> None:
+        self._bound = bound
+        self._connections = connections
+        self._loop = asyncio.get_running_loop()
+        bound.listen(backlog)
         bound.setblocking(False)
         self._listen()
 
@@ -80,35 +131,7 @@ class Connections:
                 self._loop.remove_reader(self._bound)
                 self._loop.call_later(REST, self._listen)
                 return
-            accepted.setblocking(False)
-            accepted.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._hand_on(accepted)
-
-    def _hand_on(self, accepted: socket.socket) -> None:
-        if can_see_hang_ups():
-            try:
-                if self._threads.start(partial(self._serve_privately, accepted)):
-                    return
-            except RuntimeError as error:  # no thread left; the main loop will do
-                log.warning("a connection without a thread of its own: %s", error)
-        task = self._loop.create_task(self._open(self._loop, accepted, private=False))
-        self._opening.add(task)
-        task.add_done_callback(self._opening.discard)
-
-    def _serve_privately(self, accepted: socket.socket, loop: asyncio.AbstractEventLoop) -> None:
-        loop.run_until_complete(self._open(loop, accepted, private=True))
-
-    async def _open(self, loop: asyncio.AbstractEventLoop, accepted: socket.socket, private: bool) -> None:
-        """Make it a connection of this loop; one in a loop of its own is served to its end."""
-        door = Door(self._config, self._state, {}, loop, accepted if private else None)
-        try:
-            await loop.connect_accepted_socket(lambda: door, accepted, ssl=self._config.ssl)
-        except (OSError, asyncio.TimeoutError) as error:  # it has gone, or does not speak TLS
-            log.debug("a connection that was none: %s", error)
-            accepted.close()
-            return
-        if private:
-            await door.ended()
+            self._connections.hand_on(accepted)
 
 
 @contextlib.contextmanager

@@ -105,6 +105,9 @@ class Door(Base):  # type: ignore[misc]
         if self.tasks:
             await asyncio.wait(self.tasks)
 
+    def never_opened(self) -> None:
+        """The other side had gone before it was a connection."""
+
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         if self.scheme == "http":

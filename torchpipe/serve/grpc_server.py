@@ -24,6 +24,10 @@ ALIVE = 60_000
 """Milliseconds of silence after which a connection is asked whether anybody is there."""
 
 
+AGE = 30_000
+"""Milliseconds after which a connection to one of several processes is made anew, maybe to another one."""
+
+
 class Server:
     """A server that listens. It must be kept: gRPC ends one that nobody refers to.
 
@@ -32,7 +36,14 @@ class Server:
     """
 
     def __init__(
-        self, host: str, port: int, most: int, max_body: int, certificate: str = "", private_key: str = ""
+        self,
+        host: str,
+        port: int,
+        most: int,
+        max_body: int,
+        certificate: str = "",
+        private_key: str = "",
+        shared: bool = False,
     ) -> None:
         """Listen at an address; calls wait until :meth:`start`.
 
@@ -43,6 +54,7 @@ class Server:
             max_body: bytes of a message from a client at most, packed and unpacked.
             certificate: a file, for TLS.
             private_key: the file with its key, if it is another one.
+            shared: whether other processes of this server listen at the same port.
 
         Raises:
             OSError: the address is taken or none of this machine, or a file cannot be read.
@@ -55,7 +67,8 @@ class Server:
             self._threads,
             maximum_concurrent_rpcs=most + SPARE,
             options=[
-                ("grpc.so_reuseport", 0),  # two servers at one port would share its calls
+                ("grpc.so_reuseport", int(shared)),  # two servers at one port share its connections
+                *([("grpc.max_connection_age_ms", AGE)] if shared else ()),
                 ("grpc.max_receive_message_length", max_body),
                 ("grpc.max_send_message_length", -1),
                 ("grpc.keepalive_time_ms", ALIVE),

@@ -10,6 +10,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
+from urllib.parse import quote
 
 import grpc
 
@@ -78,6 +79,10 @@ class Caller:
         given = self._metadata.get("authorization", "")
         if not hmac.compare_digest(given.encode(errors="replace"), b"Bearer " + token.encode()):
             raise RefusedError(401, "this server asks for a token: metadata authorization: Bearer TOKEN")
+
+    def token(self) -> bytes:
+        """What it brings as authorization, for the other processes."""
+        return str(self._metadata.get("authorization", "")).encode()
 
     def left(self) -> float | None:
         """Seconds until the client's deadline, or None."""
@@ -234,7 +239,10 @@ class Service:
 
     def model_statistics(self, request: Any, caller: Caller) -> Any:
         models = [self._find(request)] if request.name else list(self._models)
-        return _answer("ModelStatistics", **about.statistics(models))
+        told, others = about.statistics(models), self._application.others
+        if others is not None:
+            told = others.statistics(told, "/v2/models/stats", caller.token())
+        return _answer("ModelStatistics", **told)
 
     def repository_index(self, request: Any, caller: Caller) -> Any:
         return _answer("RepositoryIndex", models=about.repository(self._models, request.ready))
@@ -242,12 +250,19 @@ class Service:
     def repository_model_load(self, request: Any, caller: Caller) -> Any:
         self._check_loading(request)
         self._models.load(request.model_name)
+        self._tell(f"repository/models/{quote(request.model_name, '')}/load", {}, caller)
         return _answer("RepositoryModelLoad")
 
     def repository_model_unload(self, request: Any, caller: Caller) -> Any:
         self._check_loading(request)
         self._models.unload(request.model_name)
+        self._tell(f"repository/models/{quote(request.model_name, '')}/unload", {}, caller)
         return _answer("RepositoryModelUnload")
+
+    def _tell(self, path: str, document: dict[str, Any], caller: Caller) -> None:
+        """Have the other processes do the same, where the server has several."""
+        if self._application.others is not None:
+            self._application.others.tell(f"/v2/{path}", document, caller.token())
 
     def _check_loading(self, request: Any) -> None:
         if not self._application.doors.loading:
@@ -332,10 +347,14 @@ class Service:
     def system_shared_memory_register(self, request: Any, caller: Caller) -> Any:
         memory = self._application.memory
         memory.register(request.name, request.key, request.offset, request.byte_size)
+        document = {"key": request.key, "offset": request.offset, "byte_size": request.byte_size}
+        self._tell(f"systemsharedmemory/region/{quote(request.name, '')}/register", document, caller)
         return _answer("SystemSharedMemoryRegister")
 
     def system_shared_memory_unregister(self, request: Any, caller: Caller) -> Any:
         self._application.memory.unregister(request.name)
+        region = f"/region/{quote(request.name, '')}" if request.name else ""
+        self._tell(f"systemsharedmemory{region}/unregister", {}, caller)
         return _answer("SystemSharedMemoryUnregister")
 
     # What there is not

@@ -15,7 +15,7 @@ import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import quote
 
 from ..errors import CancelledError, shown
@@ -60,9 +60,25 @@ AFTER_CLIENT = 499
 WATCHED = 0.002
 """Seconds after which the server looks whether the client of a call is still there."""
 
+ANSWERING = "torchpipe.answering"
+"""The key of a scope for whoever wants to be told that an answer begins."""
+
 TIMEOUT_HEADER = b"x-request-timeout"
 PRIORITY_HEADER = b"x-request-priority"
 ID_HEADER = b"x-request-id"
+
+
+class Others(Protocol):
+    """The other processes of a server."""
+
+    def for_all(self, found: Reply | Work, scope: Scope, headers: dict[bytes, bytes]) -> Reply | Work:
+        """What answers a request for all of them, given what answers it for this one."""
+
+    def statistics(self, own: dict[str, Any], path: str, token: bytes) -> dict[str, Any]:
+        """Statistics of this one and the others, added up."""
+
+    def tell(self, path: str, document: dict[str, Any], token: bytes) -> None:
+        """Have the others do what this one has done; RefusedError if one of them cannot."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +136,7 @@ class Application:
         ended: set when the time for what is inside is over.
         room: what the bodies of all clients may take.
         memory: the regions of shared memory that clients have registered.
+        others: the other processes, where the server has several: answers speak for all of them.
     """
 
     def __init__(self, models: Models, rules: Rules, doors: Doors) -> None:
@@ -131,6 +148,7 @@ class Application:
         self.ended = False
         self.room = Room(doors.max_bodies)
         self.memory = SharedMemory(doors.shared_memory, doors.max_body)
+        self.others: Others | None = None
         self._threads = Threads()
         self._faults = Faults("the server")
         self._metrics = Metrics(models)
@@ -223,6 +241,10 @@ class Application:
 
     def _route(self, scope: Scope, headers: dict[bytes, bytes], came: int) -> Reply | Work:
         """The answer to a request, or what will answer it once its body is there."""
+        found = self._route_here(scope, headers, came)
+        return found if self.others is None else self.others.for_all(found, scope, headers)
+
+    def _route_here(self, scope: Scope, headers: dict[bytes, bytes], came: int) -> Reply | Work:
         path, root = scope["path"], scope.get("root_path", "")
         if root and path.startswith(root):
             path = path[len(root) :]
@@ -507,6 +529,8 @@ async def _live(receive: Receive, send: Send) -> None:
 
 
 async def _send(send: Send, scope: Scope, reply: Reply) -> None:
+    if ANSWERING in scope:
+        scope[ANSWERING]()
     headers = [
         (b"content-type", reply.kind),
         (b"content-length", str(len(reply.body)).encode()),

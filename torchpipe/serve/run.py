@@ -16,12 +16,13 @@ import signal
 import socket
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
 
 from ..errors import ConfigError, optional
 from .http import Application
+from .processes.membership import Membership
 from .threads import Threads
 
 log = logging.getLogger("torchpipe.serve")
@@ -41,29 +42,47 @@ class Listening:
     grpc: int | None = None
 
 
-def serve_at(listening: Listening, models: Any, make: Callable[..., Application], **options: Any) -> bool:
+def serve_at(
+    listening: Listening,
+    models: Any,
+    make: Callable[..., Application],
+    known: Membership | None = None,
+    **options: Any,
+) -> bool:
     """Listen, build the models, and serve them until a signal.
 
     Args:
         listening: where; ports are taken before models are built.
         models: what ``make`` makes an application of.
         make: :func:`torchpipe.serve.asgi`.
+        known: what a supervisor has told: then connections come from there, and the port of gRPC is shared.
         **options: for ``make``.
 
     Returns:
         whether all that was inside was done in time.
     """
+    check_ports(listening)
+    check_installed(listening)
+    if known is not None:
+        listening = replace(listening, grpc=None if known.grpc < 0 else known.grpc)
+    with contextlib.ExitStack() as stack:
+        bound = None
+        if listening.http is not None and known is None:
+            bound = stack.enter_context(bind(listening))
+        door = None
+        if listening.grpc is not None:
+            door = stack.enter_context(bind_grpc(listening, known is not None, **options))
+        return run(make(models, **options), listening, bound, door, known)
+
+
+def check_ports(listening: Listening) -> None:
+    """Raise a ConfigError where there is nothing to listen at."""
     if listening.http is None and listening.grpc is None:
         raise ConfigError("there is nothing to serve at: http is off, and grpc, too")
-    check_installed(listening)
-    with contextlib.ExitStack() as stack:
-        bound = None if listening.http is None else stack.enter_context(bind(listening))
-        door = None if listening.grpc is None else stack.enter_context(bind_grpc(listening, **options))
-        return run(make(models, **options), listening, bound, door)
 
 
-def bind_grpc(listening: Listening, max_body: int = 64 * 2**20, **_: Any) -> Any:
-    """A server for gRPC at its port; calls wait before it is started.
+def bind_grpc(listening: Listening, shared: bool, max_body: int = 64 * 2**20, **_: Any) -> Any:
+    """A server for gRPC at its port, which several processes share or not; calls wait before it is started.
 
     Raises:
         OSError: the address is taken or none of this machine, or the certificate cannot be read.
@@ -78,10 +97,16 @@ def bind_grpc(listening: Listening, max_body: int = 64 * 2**20, **_: Any) -> Any
         max_body,
         listening.certificate,
         listening.private_key,
+        shared,
     )
 
 
-def bind(listening: Listening) -> socket.socket:
+def reserve(listening: Listening) -> socket.socket:
+    """A socket that keeps the port of gRPC, which the processes of a server share, from others."""
+    return bind(replace(listening, http=listening.grpc), shared=True)
+
+
+def bind(listening: Listening, shared: bool = False) -> socket.socket:
     """A socket at the address; nobody can connect before the server runs.
 
     Raises:
@@ -95,7 +120,7 @@ def bind(listening: Listening) -> socket.socket:
         raise OSError(f"cannot listen at {listening.host}:{listening.http}: {error}") from None
     bound = socket.socket(family, kind, protocol)
     try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT if shared else socket.SO_REUSEADDR, 1)
         bound.bind(address)
     except OSError as error:
         bound.close()
@@ -114,7 +139,11 @@ def check_installed(listening: Listening) -> None:
 
 
 def run(
-    application: Application, listening: Listening, bound: socket.socket | None, door: Any = None
+    application: Application,
+    listening: Listening,
+    bound: socket.socket | None,
+    door: Any = None,
+    known: Membership | None = None,
 ) -> bool:
     """Serve until a signal; whether all that was inside was done in time.
 
@@ -123,18 +152,20 @@ def run(
         listening: how it ends.
         bound: the socket for HTTP, or None.
         door: the server for gRPC, or None.
+        known: what a supervisor has told, or None; connections come from there.
     """
-    server = None if bound is None else server_of(application, listening, door)
+    server = None if bound is None and known is None else server_of(application, listening, door, known)
     gc.collect()
     gc.freeze()  # models and modules stay: collections need not look at them again
     if door is not None:
         door.start(application)
-        names = ", ".join(model.name for model in application.models)
-        log.info("gRPC: %s at %s://%s:%d", names, door.scheme, door.address, door.port)
+        if known is None:
+            names = ", ".join(model.name for model in application.models)
+            log.info("gRPC: %s at %s://%s:%d", names, door.scheme, door.address, door.port)
     if server is None:
         _wait_for_signal(application, listening)
     else:
-        server.run(sockets=[bound])
+        server.run(sockets=[] if bound is None else [bound])
     if door is not None:
         door.stop(listening.drain).wait()  # gRPC ends it, at the end of its time
     try:
@@ -171,13 +202,16 @@ def _begin_end(application: Application, listening: Listening, sig: int) -> floa
     return grace
 
 
-def server_of(application: Application, listening: Listening, door: Any = None) -> Any:
+def server_of(
+    application: Application, listening: Listening, door: Any = None, known: Membership | None = None
+) -> Any:
     """uvicorn's server, which is not running yet.
 
     Args:
         application: what it serves.
         listening: how it ends.
         door: a server for gRPC that ends together with it.
+        known: what a supervisor has told, or None.
 
     Raises:
         OSError: the certificate or its key cannot be read.
@@ -202,15 +236,23 @@ def server_of(application: Application, listening: Listening, door: Any = None) 
         ssl_keyfile=listening.private_key or None,
     )
     config.load()
-    return _class_over(uvicorn.Server)(config, application, listening, door)
+    return _class_over(uvicorn.Server)(config, application, listening, door, known)
 
 
 def _class_over(base: Any) -> Any:
     class Server(base):  # type: ignore[misc]
         """uvicorn's server, which ends in two steps."""
 
-        def __init__(self, config: Any, application: Application, listening: Listening, door: Any) -> None:
+        def __init__(
+            self,
+            config: Any,
+            application: Application,
+            listening: Listening,
+            door: Any,
+            known: Membership | None,
+        ) -> None:
             super().__init__(config)
+            self.known = known
             self.application = application
             self.listening = listening
             self.door = door
@@ -221,16 +263,32 @@ def _class_over(base: Any) -> Any:
 
             self.loop = asyncio.get_running_loop()
             self.threads = Threads(connections.MOST, connections.private_loop)
-            listening = [
-                connections.Connections(self.config, self.server_state, each, self.threads)
-                for each in sockets
-            ]
+            made = connections.Connections(self.config, self.server_state, self.threads)
+            if self.known is None:
+                listening = [connections.Listener(each, made, self.config.backlog) for each in sockets]
+            else:
+                listening = await self._join(self.known, made)
             await super().startup([])
             self.servers = listening
+            if self.known is not None:
+                return
             names = ", ".join(model.name for model in self.application.models)
             host, port = sockets[0].getsockname()[:2]
             scheme = "https" if self.listening.certificate else "http"
             log.info("serving %s at %s://%s:%d", names, scheme, f"[{host}]" if ":" in host else host, port)
+
+        async def _join(self, known: Membership, made: Any) -> list[Any]:
+            """Take connections from the supervisor, and questions from the other processes."""
+            from .door import Door
+            from .processes.others import Others
+            from .processes.within import Within
+
+            loop, models = asyncio.get_running_loop(), self.application.models
+            self.application.others = Others(known.path)
+            asked = await loop.create_unix_server(
+                lambda: Door(self.config, self.server_state, {}, loop), known.path
+            )
+            return [Within(known, made, self.server_state.connections, models, self._leave), asked]
 
         async def shutdown(self, sockets: Any = None) -> None:
             await super().shutdown(sockets)
