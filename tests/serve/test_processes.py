@@ -9,6 +9,7 @@ import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from torchpipe.__main__ import main
@@ -202,6 +203,61 @@ def test_metrics_are_those_of_all(server):
     told = server.ask("GET", "/metrics").body.decode().splitlines()
     assert 'nv_inference_count{model="who",version="1"} 10.0' in told
     assert sum("instances{" in line and line.endswith(" 16.0") for line in told) == 1
+
+
+class TestGrpc:
+    @pytest.fixture
+    def served(self, folder):
+        pytest.importorskip("grpc")
+        options = ("--load", "own.py", "--workers", 2, "--grpc", 0, "--allow-loading")
+        with Process("who.toml", *options, cwd=folder) as server:
+            until(lambda: ready(server) == 2, "both are ready")
+            server.grpc = next(int(line.rsplit(" ", 1)[1]) for line in server.log if "gRPC at port" in line)
+            yield server
+
+    def client(self, server):
+        triton = pytest.importorskip("tritonclient.grpc")
+        options = [("grpc.use_local_subchannel_pool", 1)]  # else clients of one process share a connection
+        return triton.InferenceServerClient(f"127.0.0.1:{server.grpc}", channel_args=options)
+
+    def ask(self, client, data=b"x"):
+        triton = pytest.importorskip("tritonclient.grpc")
+        given = triton.InferInput("data", [1, 1], "BYTES")
+        given.set_data_from_numpy(np.array([[data]], object))
+        return int(client.infer("who", [given]).as_numpy("result").item())
+
+    def test_connections_come_to_both_and_statistics_are_those_of_all(self, served):
+        clients = [self.client(served) for _ in range(16)]
+        assert len({self.ask(client) for client in clients}) == 2
+        counted = clients[0].get_inference_statistics("who")
+        assert counted.model_stats[0].inference_count == 16
+        for client in clients:
+            client.close()
+
+    def test_a_call_on_one_that_dies_is_unavailable_and_the_next_one_is_answered(self, served):
+        utils = pytest.importorskip("tritonclient.utils")
+        client = self.client(served)
+        before = self.ask(client)
+        with pytest.raises(utils.InferenceServerException) as told:
+            self.ask(client, b"die")
+        assert "UNAVAILABLE" in str(told.value.status())
+
+        def answered():
+            try:
+                return self.ask(client)
+            except utils.InferenceServerException:
+                return 0
+
+        until(lambda: answered() not in (0, before), "another process answers")
+        client.close()
+
+    def test_models_are_unloaded_and_loaded_by_all(self, served):
+        client = self.client(served)
+        client.unload_model("who")
+        assert {Connection(served).ask() for _ in range(6)} == {400}
+        client.load_model("who")
+        assert len(pids(served)) == 2
+        client.close()
 
 
 def test_loading_and_unloading_are_done_by_all(folder):

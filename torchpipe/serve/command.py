@@ -74,9 +74,7 @@ def supervise(options: argparse.Namespace, listening: Listening) -> int:
             port = stack.enter_context(reserve(listening)).getsockname()[1]
             log.info("gRPC at port %d", port)
         spread = Spread(bound, listening.max_connections, bool(listening.certificate))
-        return Supervisor(
-            sys.argv[1:], environments, spread, port, listening.grace, listening.drain
-        ).run()
+        return Supervisor(sys.argv[1:], environments, spread, port, listening.grace, listening.drain).run()
 
 
 def environments_of(workers: int, gpus: list[str]) -> list[dict[str, str]]:

@@ -60,7 +60,9 @@ class Others:
         """Have the others do what this one has done; RefusedError if one of them cannot."""
         for status, body in self.ask("POST", path, json.dumps(document).encode(), token, BUILDING):
             if status != 200:
-                raise RefusedError(status, json.loads(body).get("error", f"another process answered {status}"))
+                raise RefusedError(
+                    status, json.loads(body).get("error", f"another process answered {status}")
+                )
 
     def for_all(self, found: Reply | Work, scope: Any, headers: dict[bytes, bytes]) -> Reply | Work:
         """What answers a request for all processes, given what answers it for this one."""
