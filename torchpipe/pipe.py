@@ -153,8 +153,8 @@ class Pipe:
             data: a dict with the key ``data``, or a list of such dicts.
             timeout: seconds that the call may take.
             cancelled: says whether nobody wants the answer any more, as when a client has hung up. It is
-                asked before each node, and now and then while the call waits, by any thread. Once it is true,
-                nodes that have not started are not run. Not for requests with ``event``.
+                asked before each node, and a few times a second while the call waits, by any thread. Once it
+                is true, nodes that have not started are not run. Not for requests with ``event``.
             **kwargs: more keys, merged into the dict or into each of the list.
 
         Raises:
@@ -698,7 +698,7 @@ def _wait(calls: Calls, started: list[Call], stages: set[Stage | Unscheduled], w
         _look(stages)
 
     try:
-        calls.wait(started, look, LOOK if wanted is None else wanted.LOOK)
+        calls.wait(started, look, LOOK if wanted is None else wanted.SOON)
     except CancelledError:
         if wanted is not None:
             wanted.seen()  # what the caller's own function has raised, maybe

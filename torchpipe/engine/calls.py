@@ -37,20 +37,22 @@ class Calls:
         if not self._missing:
             self._finished.set()
 
-    def wait(self, started: list[Call], look: Callable[[], None] = lambda: None, every: float = LOOK) -> None:
+    def wait(self, started: list[Call], look: Callable[[], None] = lambda: None, soon: float = LOOK) -> None:
         """Wait for all, each of those ``started`` at most until its deadline, and raise the first error.
 
-        ``look`` is called now and then; what it raises ends those that were started.
+        ``look`` is called now and then; what it raises ends those that were started. ``soon``: seconds until
+        the first look; the next ones are twice as far apart each, up to ``LOOK``.
         """
         ends = sorted((call for call in started if call.deadline is not None), key=_deadline, reverse=True)
         with Substitute():
             while True:
                 left = _deadline(ends[-1]) - time.monotonic() if ends else math.inf
-                if self._finished.wait(min(every, left)):  # ended by the last request's tell
+                if self._finished.wait(min(soon, left)):  # ended by the last request's tell
                     break
-                if left <= every and ends:
+                if left <= soon and ends:
                     ends.pop().expire()
                     continue
+                soon = min(2 * soon, LOOK)
                 try:
                     look()
                 except (ReentryError, CancelledError) as error:

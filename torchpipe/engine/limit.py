@@ -75,12 +75,13 @@ class Limit:
         if not self.ask(who, request, size, room.set):
             left = None if deadline is None else max(deadline - monotonic(), 0)
             until = None if left is None else monotonic() + left
-            look = LOOK if wanted is None else wanted.LOOK
+            look = LOOK if wanted is None else wanted.SOON
             with Substitute():
                 # ended by whoever leaves, or the deadline
                 while not room.wait(look if until is None else min(look, until - monotonic())):
                     if until is not None and monotonic() >= until:
                         raise DeadlineError("the request found no room in the pipe in time")
+                    look = min(2 * look, LOOK)
                     if wanted is not None:
                         wanted.refuse_cancelled()
                     if self._waited_for():

@@ -110,7 +110,7 @@ class Stage:
             elif self.free:
                 self.dispatch(ticket)
             if isinstance(journey, Wanted):
-                ticket.sleep(functools.partial(self._look, journey), journey.LOOK)
+                ticket.sleep(functools.partial(self._look, journey), journey.SOON)
             else:
                 ticket.sleep(self.refuse_waiting_for_itself)
         except CancelledError:

@@ -151,10 +151,14 @@ class Ticket:
 
     # Where a thread sleeps
 
-    def sleep(self, look: Callable[[], None], every: float = LOOK) -> None:
-        """Wait until it has run or is dropped. ``look`` is called now and then; raises what ends the wait."""
+    def sleep(self, look: Callable[[], None], soon: float = LOOK) -> None:
+        """Wait until it has run or is dropped. ``look`` is called now and then; raises what ends the wait.
+
+        ``soon``: seconds until the first look; the next ones are twice as far apart each, up to ``LOOK``.
+        """
         with Substitute():
-            while not self._wake.acquire(timeout=every):  # ended by whoever serves it
+            while not self._wake.acquire(timeout=soon):  # ended by whoever serves it
+                soon = min(2 * soon, LOOK)
                 look()
 
     def wake(self) -> None:

@@ -19,8 +19,8 @@ class Wanted:
     """
 
     __slots__ = ("_cancelled", "_error")
-    LOOK = 0.02
-    """Seconds after which a thread that waits asks once more."""
+    SOON = 0.02
+    """Seconds after which a thread that waits asks first; many that ask often take the lock away."""
 
     def __init__(self, cancelled: Callable[[], Any]) -> None:
         self._cancelled = cancelled

@@ -10,7 +10,7 @@ from json.encoder import encode_basestring_ascii as quoted
 from typing import Any, NoReturn
 
 from ..errors import shown
-from .handle import PROTOCOLS, Inference
+from .inference import PROTOCOLS, Inference
 from .refused import RefusedError
 from .room import Held
 from .shared_memory import PARAMETERS, SharedMemory

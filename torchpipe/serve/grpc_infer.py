@@ -10,7 +10,7 @@ from google.protobuf.message import DecodeError
 from ..errors import shown
 from . import messages
 from .datatypes import DATATYPES
-from .handle import Inference
+from .inference import Inference
 from .models import Model
 from .refused import RefusedError
 from .room import Held

@@ -19,8 +19,8 @@ from . import about, messages
 from .grpc_infer import parameters_of, parsed, parsed_inference, read_inference, response_of
 from .grpc_status import abort, code_of
 from .grpc_stream import Stream
-from .handle import Inference
 from .http import Application
+from .inference import Inference
 from .models import Model
 from .parts import Opened, parts, whole
 from .refused import RefusedError

@@ -6,7 +6,7 @@ import contextlib
 import threading
 from collections import deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import grpc
 
@@ -16,14 +16,46 @@ from . import messages
 from .grpc_status import code_of, short
 from .refused import RefusedError
 
-if TYPE_CHECKING:
-    from .grpc_service import Caller, Service
-
 SIDE_BY_SIDE = 128
 """Requests of one stream that run at once; the next is read when one of them is done."""
 
 WAITING = 4
 """Answers of one stream that may wait for its client; then whoever has another one waits."""
+
+
+class Caller(Protocol):
+    """Who opened a stream."""
+
+    @property
+    def ending(self) -> bool:
+        """Whether the time for calls inside is over."""
+
+    def again(self) -> Any:
+        """The same for one request of the stream, which comes now."""
+
+
+class Service(Protocol):
+    """What answers the requests of a stream."""
+
+    threads: Any
+
+    def parsed(self, raw: bytes) -> Any:
+        """A message that has come."""
+
+    def inside(self) -> contextlib.AbstractContextManager[Any]:
+        """A place among the calls inside."""
+
+    def held(self, size: int) -> contextlib.AbstractContextManager[Any]:
+        """What a request of so many bytes holds of the memory for all."""
+
+    def parts(self, request: Any, caller: Any, held: Any, gone: Any, opened: Any) -> Iterator[Any]:
+        """The answers to one request."""
+
+    def told(self, error: Exception, name: str) -> RefusedError:
+        """What the client is told of an error."""
+
+    def log(self, context: Any, name: str, code: Any, caller: Any) -> None:
+        """Write a line into the log, if that is wanted."""
 
 
 class Stream:

@@ -5,31 +5,19 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from ..errors import CancelledError, DeadlineError, PipeClosedError, nearest, shown
 from ..pipe import Pipe
 from ..request import Request
 from .answers import outputs_of, plain_answer
+from .inference import PROTOCOLS, Inference
 from .models import Model
 from .refused import RefusedError, refused
-from .room import Held
-from .shared_memory import Place, store
+from .shared_memory import store
 from .signature import Signature, Tensor, may_set
 from .tensors import Array, Elements, Output
-
-PROTOCOLS = (
-    "timeout",
-    "priority",
-    "binary_data_output",
-    "sequence_id",
-    "sequence_start",
-    "sequence_end",
-    "headers",
-    "content_type",
-)
-"""Parameters that belong to the protocol, or that its clients send by themselves: they become no keys."""
 
 
 @dataclass(frozen=True)
@@ -47,35 +35,6 @@ class Rules:
     allow_priority: bool = False
     overload: int = 503
     stacks: bool = False
-
-
-@dataclass
-class Inference:
-    """What a client asks for.
-
-    Attributes:
-        inputs: by name: datatype and array, or elements of BYTES.
-        parameters: any others, by name.
-        wanted: names of the outputs, None for all.
-        file: bytes that were sent as they are, in the place of inputs.
-        came: on the clock of ``time.perf_counter_ns``.
-        timeout: seconds that a header gave, or None.
-        priority: what a header gave, or None.
-        held: memory that the call holds.
-        shared: bytes of the inputs that were in shared memory.
-        places: where outputs go in shared memory, by name; None for nowhere.
-    """
-
-    inputs: dict[str, tuple[str, Array | Elements]] = field(default_factory=dict)
-    parameters: dict[str, Any] = field(default_factory=dict)
-    wanted: list[str] | None = None
-    file: bytes | None = None
-    came: int = 0
-    timeout: float | None = None
-    priority: float | None = None
-    held: Held = field(default_factory=Held)
-    shared: int = 0
-    places: dict[str, Place] | None = None
 
 
 def handle(

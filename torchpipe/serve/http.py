@@ -33,7 +33,8 @@ from .body import (
     write_json,
 )
 from .faults import Faults
-from .handle import Inference, Rules, handle
+from .handle import Rules, handle
+from .inference import Inference
 from .metrics import KIND, Metrics
 from .models import Model, Models
 from .refused import RefusedError

@@ -9,7 +9,8 @@ from contextlib import AbstractContextManager
 from ..errors import CancelledError, ConfigError, DeadlineError, PipeClosedError
 from ..partials import Partials
 from .answers import outputs_of, outputs_of_part
-from .handle import Inference, Rules, handle, requests_of, settle, told_of
+from .handle import Rules, handle, requests_of, settle, told_of
+from .inference import Inference
 from .models import Model
 from .shared_memory import store
 from .tensors import Output

@@ -21,7 +21,7 @@ from .refused import RefusedError
 from .tensors import Output, from_bytes
 
 if TYPE_CHECKING:
-    from .handle import Inference
+    from .inference import Inference
 
 FOLDER = "/dev/shm"
 """Where ``shm_open`` keeps its objects on Linux."""
