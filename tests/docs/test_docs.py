@@ -29,7 +29,11 @@ GENERATED = ("docs/reference/api.md", "docs/reference/errors.md", "docs/referenc
 EXAMPLES = [str(page.relative_to(ROOT)) for page in sorted((ROOT / "examples").rglob("README.md"))]
 WRITTEN = ["README.md", "CONTRIBUTING.md", "benchmarks/README.md"]
 WRITTEN += [page for page in ENGLISH if not page.startswith(GENERATED)]
-NEEDS = {"docs/serve/fastapi.md": "fastapi", "docs/serve/metrics.md": "prometheus_client"}
+NEEDS = {
+    "docs/serve/fastapi.md": "fastapi",
+    "docs/serve/metrics.md": "prometheus_client",
+    "docs/serve/ray.md": "ray",
+}
 """What the code of a page needs beyond what the others do; where that is not installed, it is skipped."""
 MODULES = ["torchpipe.pipe", "torchpipe.model", "torchpipe.reference", "torchpipe.registry"]
 FENCE = re.compile(r"^( *)```(\w*)([^\n]*)\n(.*?)^ *```$", re.M | re.S)
