@@ -235,7 +235,8 @@ def cluster():
         serve.start(proxy_location="HeadOnly", http_options={"host": "127.0.0.1", "port": port})
         yield port
     finally:
-        serve.shutdown()
+        if ray.is_initialized():
+            serve.shutdown()
         ray.shutdown()
         os.environ["PYTHONPATH"] = path
         shutil.rmtree(folder, ignore_errors=True)
