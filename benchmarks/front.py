@@ -32,6 +32,7 @@ NEAR, TAIL, WATCHED = 0.95, 1.2, 0.9
 PARTS = ("classify", "open", "echo", "grpc", "watch")
 
 OURS, INSIDE, UNWATCHED = "torchpipe (ours)", "torchpipe, called in its process", "torchpipe, not watching"
+TWO = "torchpipe (ours), two processes"
 ALONE, PAIR, BARE = service.ALONE, service.PAIR, "limit: bare protocol of uvloop"
 BY_THREADS, BY_AIO = "grpcio by hand, threads", "grpcio by hand, asyncio"
 RIVALS = {
@@ -176,8 +177,9 @@ def rivals(case: Case, what: str) -> dict[str, Callable[[], Any]]:
 
 def served(case: Case, what: str) -> dict[str, Callable[[], Any]]:
     """Ours and the rivals."""
-    server = ours(case, what, raw_for_ours(case, what))
-    return {OURS: partial(Running, OURS, server), **rivals(case, what)}
+    asked = raw_for_ours(case, what)
+    own = {OURS: ours(case, what, asked), TWO: ours(case, what, asked, "--workers", "2")}
+    return {**{name: partial(Running, name, server) for name, server in own.items()}, **rivals(case, what)}
 
 
 def bare(case: Case, what: str) -> Callable[[], Any]:
@@ -308,6 +310,10 @@ def _targets(label: str, results: Results) -> list[Target]:
         else:
             ahead = harness.ratio(our, best, figure)
             found.append(Target(f"{label}: throughput ahead of {best.contestant}", show(ahead), ahead[0] > 1))
+            if TWO in here:
+                ahead = harness.ratio(here[TWO], best, figure)
+                aim = f"{label}: two processes ahead of {best.contestant}"
+                found.append(Target(aim, show(ahead), ahead[0] > 1))
     if INSIDE in here:
         near, tail = (harness.ratio(our, here[INSIDE], figure) for figure in ("throughput", "p99"))
         aim = f"{label}: {{}} of the call in its process"
