@@ -7,6 +7,7 @@ import random
 import threading
 import time
 import traceback
+from collections.abc import Iterator
 from concurrent.futures import CancelledError
 from typing import Any
 
@@ -77,6 +78,16 @@ class SoakJoin(torchpipe.Backend):
 
     def forward_one(self, request: dict) -> None:
         request["result"] = request["data"] + 0, request["square"], request["parts"]
+
+
+@torchpipe.register_backend
+class SoakParts(torchpipe.Backend):
+    """Counts on from a number: ten partial results."""
+
+    def forward_one(self, request: dict) -> Iterator[dict]:
+        for more in range(10):
+            time.sleep(0.001)
+            yield {"result": request["data"] + more}
 
 
 registry.load_built_in()

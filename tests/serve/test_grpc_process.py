@@ -193,3 +193,52 @@ def test_the_page_shows_what_happens(tmp_path, monkeypatch):
         assert server.process.wait(30) == 0
     assert out.getvalue().count("115.2") == 6
     assert "first [[" in out.getvalue() and "second [[" in out.getvalue()
+
+
+def test_a_call_that_comes_when_the_server_ends_is_unavailable_and_not_cancelled(folder):
+    with GrpcProcess("slow.toml", "--load", "slow.py", "--drain", 20, cwd=folder) as server:
+        codes, over = set(), threading.Event()
+
+        def ask_on():
+            infer = calling(server)
+            while not over.is_set():
+                call = infer.future(slow(0.01), timeout=30)
+                if (error := call.exception(30)) is not None:
+                    codes.add(error.code())
+                    return
+
+        clients = [threading.Thread(target=ask_on) for _ in range(24)]
+        for client in clients:
+            client.start()
+        time.sleep(1)
+        server.signal()
+        assert server.process.wait(30) == 0
+        over.set()
+        for client in clients:
+            client.join()
+        assert codes == {grpc.StatusCode.UNAVAILABLE}
+
+
+def test_an_open_stream_without_requests_does_not_hold_up_the_end(folder):
+    with GrpcProcess("slow.toml", "--load", "slow.py", "--drain", 60, "--no-http", cwd=folder) as server:
+        sent = iter([request("slow", b"2")])
+        hold = threading.Event()
+
+        def requests():
+            yield from sent
+            hold.wait(60)
+
+        channel = grpc.insecure_channel(server.url)
+        stream = channel.stream_stream(
+            f"/{messages.SERVICE}/ModelStreamInfer",
+            request_serializer=lambda one: one.SerializeToString(),
+            response_deserializer=messages.StreamResponse.FromString,
+        )(requests())
+        time.sleep(0.5)
+        server.signal()
+        assert next(stream).infer_response.raw_output_contents == [(1).to_bytes(8, "little")]
+        with pytest.raises(grpc.RpcError) as caught:
+            next(stream)
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+        assert server.process.wait(20) == 0
+        hold.set()

@@ -7,6 +7,7 @@ pipe, where no batch can take them.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,17 @@ ALIVE = 60_000
 
 AGE = 30_000
 """Milliseconds after which a connection to one of several processes is made anew, maybe to another one."""
+
+
+QUIET = 0.2
+LONGEST_QUIET = 1.0
+"""Seconds without a new call after which the end begins; and at most, where clients do not cease."""
+
+GIVEN_UP = 1.0
+"""Seconds for calls to be told that their time was over."""
+
+LOOK = 0.01
+"""Seconds between two looks at how many calls are inside."""
 
 
 class Server:
@@ -98,15 +110,16 @@ class Server:
     def stop(self, drain: float) -> threading.Event:
         """Take no more calls; those inside have ``drain`` seconds. The event is set once all is over.
 
+        New calls are told UNAVAILABLE. gRPC would cancel them, also those that came before its own end and
+        that it had not handed on yet; and no client sends again what was cancelled. So its end begins when
+        nothing is inside any more, and nobody has asked for a moment.
+
         A second call changes nothing.
         """
         if self._over is not None:
             return self._over
-        timer = threading.Timer(drain, self._give_up)
-        timer.daemon = True
-        timer.start()
-        self._over = self._server.stop(drain + 1.0)
-        threading.Thread(target=self._end, args=(self._over, timer), daemon=True).start()
+        self._over = threading.Event()
+        threading.Thread(target=self._end, args=(self._over, drain), daemon=True).start()
         return self._over
 
     def __enter__(self) -> Server:
@@ -122,14 +135,19 @@ class Server:
         self._server = None  # the port goes with it
         self._threads.close()
 
-    def _give_up(self) -> None:
-        if self._service is not None:
-            self._service.ended = True
-
-    def _end(self, over: threading.Event, timer: threading.Timer) -> None:
-        over.wait()  # ended by gRPC, which cancels what is inside after its grace
-        timer.cancel()
+    def _end(self, over: threading.Event, drain: float) -> None:
+        server, service, end = self._server, self._service, time.monotonic() + drain
+        if service is not None:
+            service.leave()
+            while time.monotonic() < end and service.count:
+                time.sleep(LOOK)
+            service.ended = True
+            last = time.monotonic() + LONGEST_QUIET
+            while time.monotonic() < min(last, service.refused_at + QUIET):
+                time.sleep(LOOK)
+        server.stop(GIVEN_UP).wait()  # gRPC cancels what is inside after this time
         self._threads.close()
+        over.set()
 
 
 class Executor:

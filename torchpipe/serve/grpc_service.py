@@ -127,11 +127,16 @@ class Service:
         most: calls that may be inside at once; a stream is one, and so is each request in it.
 
     Attributes:
-        ended: set when the time for what is inside is over.
+        ended: set when the time for what is inside is over, or all is done.
+        refused_at: when a call was refused last because the server ends, on the clock of ``time.monotonic``.
     """
 
     def __init__(self, application: Application, threads: Any, most: int) -> None:
         self.ended = False
+        self.refused_at = 0.0
+        self._leaving = False
+        self._streams: set[Stream] = set()
+        self._most = most
         self._application = application
         self.threads = threads
         self._models = application.models
@@ -298,13 +303,19 @@ class Service:
             abort(context, error, caller.own)
         if caller.own:
             context.set_trailing_metadata(caller.own)
-        return self._streaming(Stream(self, requests, context, caller), place)
+        return self._streaming(Stream(self, requests, context, caller), place, context)
 
-    def _streaming(self, stream: Stream, place: Inside) -> Iterator[bytes]:
+    def _streaming(self, stream: Stream, place: Inside, context: Any) -> Iterator[bytes]:
+        self._streams.add(stream)
         try:
+            if self._leaving:
+                stream.finish()
             yield from stream.run()
         finally:
+            self._streams.discard(stream)
             place.__exit__()
+        if self._leaving and not stream.all_read:
+            abort(context, RefusedError(503, "the server ends, and takes no more calls"))
 
     def parts(
         self, request: Any, caller: Caller, held: Held, gone: Callable[[], bool], opened: Opened
@@ -335,8 +346,27 @@ class Service:
         return asked
 
     def inside(self) -> Inside:
-        """A place among the calls inside, for a ``with``."""
+        """A place among the calls inside, for a ``with``.
+
+        Raises:
+            RefusedError: 503, the server ends.
+        """
+        if self._leaving:
+            self.refused_at = time.monotonic()
+            raise RefusedError(503, "the server ends, and takes no more calls")
         return Inside(self._room)
+
+    @property
+    def count(self) -> int:
+        """How many calls are inside."""
+        return self._most - len(self._room)
+
+    def leave(self) -> None:
+        """Refuse new calls from now on; streams end when all that was sent is answered."""
+        self._leaving = True
+        self.refused_at = time.monotonic()
+        for stream in list(self._streams):
+            stream.finish()
 
     # Shared memory
 

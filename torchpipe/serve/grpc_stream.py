@@ -59,7 +59,11 @@ class Service(Protocol):
 
 
 class Stream:
-    """One call of ModelStreamInfer: a thread reads, one writes, and each request has one of its own."""
+    """One call of ModelStreamInfer: a thread reads, one writes, and each request has one of its own.
+
+    Attributes:
+        all_read: whether the client has sent all that it wants to.
+    """
 
     def __init__(self, service: Service, requests: Iterator[bytes], context: Any, caller: Caller) -> None:
         self._service = service
@@ -69,9 +73,11 @@ class Stream:
         self._changed = threading.Condition()
         self._answers: deque[bytes] = deque()
         self._inside = 0
-        self._all_read = False
+        self.all_read = self._finishing = False
         self._open: set[Partials] = set()
-        self._left = not context.add_callback(self.leave)
+        self._left = False
+        if not context.add_callback(self.leave):
+            self._left = True
 
     def leave(self) -> None:
         """Give up all that is inside: nobody reads any more."""
@@ -81,6 +87,12 @@ class Stream:
             opened = list(self._open)
         for partials in opened:
             partials.close()
+
+    def finish(self) -> None:
+        """Be over once what is inside is answered."""
+        with self._changed:
+            self._finishing = True
+            self._changed.notify_all()
 
     def gone(self) -> bool:
         """Whether nobody waits for answers any more."""
@@ -112,7 +124,7 @@ class Stream:
     def _next(self) -> bytes | None:
         with self._changed:
             while not self._answers:
-                if self._left or (self._all_read and not self._inside):
+                if self._left or ((self.all_read or self._finishing) and not self._inside):
                     return None
                 self._changed.wait()  # ended by an answer, by the last request, or by leave
             self._changed.notify_all()
@@ -130,7 +142,7 @@ class Stream:
             self.leave()
         finally:
             with self._changed:
-                self._all_read = True
+                self.all_read = True
                 self._changed.notify_all()
 
     def _answer(self, raw: bytes, caller: Caller) -> None:
