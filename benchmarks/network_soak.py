@@ -1,4 +1,4 @@
-"""The soak test through the network: a real server, real clients over HTTP and gRPC, and trouble on both sides.
+"""The soak test through the network: a real server, real clients of HTTP and gRPC, and trouble on both sides.
 
 ``python benchmarks/network_soak.py`` takes ten minutes, ``--seconds 60`` one. Each minute (a quarter of a
 shorter run) the server is ended by SIGTERM and started again; with ``--workers 2`` one of its processes is
@@ -97,9 +97,7 @@ class Server:
         path = os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")])
         environment = {**os.environ, "PYTHONPATH": path, "PYTHONFAULTHANDLER": "1"}
         with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                command, cwd=self.folder, stdout=log, stderr=log, env=environment
-            )
+            self.process = subprocess.Popen(command, cwd=self.folder, stdout=log, stderr=log, env=environment)
         end = time.monotonic() + START
         while not self.ready():
             if self.process.poll() is not None or time.monotonic() > end:

@@ -177,7 +177,9 @@ class Http:
         self, path: str, body: bytes, headers: dict[str, str] | None = None, method: str = "POST"
     ) -> tuple[int, bytes, Any]:
         if self.connection is None:
-            self.connection = http.client.HTTPConnection("127.0.0.1", self.clients.asked.http, timeout=PATIENCE)
+            self.connection = http.client.HTTPConnection(
+                "127.0.0.1", self.clients.asked.http, timeout=PATIENCE
+            )
         self.connection.request(method, path, body, headers or {})
         answer = self.connection.getresponse()
         told = answer.read()
@@ -188,7 +190,7 @@ class Http:
 
     def rows(self, count: int) -> str:
         numbers = [self.chance.randrange(2**20) for _ in range(count)]
-        status, body, _ = self.ask(f"/v2/models/waits/infer", infer(numbers), JSON)
+        status, body, _ = self.ask("/v2/models/waits/infer", infer(numbers), JSON)
         return check_rows(status, body, numbers)
 
     def file(self) -> str:
@@ -269,7 +271,9 @@ class Rude(Http):
     """Leaves in the midst, sends garbage, asks for what is not there; then asks for something right."""
 
     def once(self) -> None:
-        what = self.chance.choice(["leaves", "leaves", "half", "garbage", "garbage", "lies", "unknown", "pipelined"])
+        what = self.chance.choice(
+            ["leaves", "leaves", "half", "garbage", "garbage", "lies", "unknown", "pipelined"]
+        )
         self.clients.judge(what, getattr(self, f"_{what}"))
         if not self.clients.judge("one row", lambda: self.rows(1)):
             self.close()

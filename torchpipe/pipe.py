@@ -37,7 +37,7 @@ from .engine.promise import Promise
 from .engine.reader import Reader
 from .engine.readings import Readings
 from .engine.routing import Routing
-from .engine.selfwait import LOOK
+from .engine.selfwait import LOOK, Seldom
 from .engine.sending import enqueue
 from .engine.stage import Stage
 from .engine.unscheduled import Unscheduled
@@ -692,10 +692,13 @@ def _wait(calls: Calls, started: list[Call], stages: set[Stage | Unscheduled], w
     where they are ``wanted`` no more.
     """
 
+    seldom = Seldom()  # a look at stacks costs much more than one whether the client is there
+
     def look() -> None:
         if wanted is not None:
             wanted.refuse_cancelled()
-        _look(stages)
+        if seldom.due():
+            _look(stages)
 
     try:
         calls.wait(started, look, LOOK if wanted is None else wanted.SOON)

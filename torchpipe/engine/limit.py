@@ -15,7 +15,7 @@ from ..waits import Flag
 from .bulk import size_of
 from .pool import Substitute
 from .priority import rank
-from .selfwait import LOOK
+from .selfwait import LOOK, Seldom
 from .wanted import Wanted
 
 WINDOW = 64
@@ -76,6 +76,7 @@ class Limit:
             left = None if deadline is None else max(deadline - monotonic(), 0)
             until = None if left is None else monotonic() + left
             look = LOOK if wanted is None else wanted.SOON
+            seldom = Seldom()
             with Substitute():
                 # ended by whoever leaves, or the deadline
                 while not room.wait(look if until is None else min(look, until - monotonic())):
@@ -84,7 +85,7 @@ class Limit:
                     look = min(2 * look, LOOK)
                     if wanted is not None:
                         wanted.refuse_cancelled()
-                    if self._waited_for():
+                    if seldom.due() and self._waited_for():
                         self._bring_in(who)
 
     def size_of(self, request: Request) -> int:

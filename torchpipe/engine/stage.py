@@ -11,7 +11,7 @@ from ..errors import CancelledError, ReentryError
 from ..request import Request
 from .dispatcher import Dispatcher
 from .instance import Instance, runs_here
-from .selfwait import waits_for_me
+from .selfwait import Seldom, waits_for_me
 from .sending import go_on
 from .tally import Ledger
 from .ticket import Ticket, Waits
@@ -110,7 +110,7 @@ class Stage:
             elif self.free:
                 self.dispatch(ticket)
             if isinstance(journey, Wanted):
-                ticket.sleep(functools.partial(self._look, journey), journey.SOON)
+                ticket.sleep(functools.partial(self._look, journey, Seldom()), journey.SOON)
             else:
                 ticket.sleep(self.refuse_waiting_for_itself)
         except CancelledError:
@@ -173,10 +173,11 @@ class Stage:
                 "event loop, which would be blocked; await pipe.async_call(request) there"
             )
 
-    def _look(self, wanted: Wanted) -> None:
+    def _look(self, wanted: Wanted, seldom: Seldom) -> None:
         """What speaks against waiting here any longer."""
         wanted.refuse_cancelled()
-        self.refuse_waiting_for_itself()
+        if seldom.due():
+            self.refuse_waiting_for_itself()
 
     def refuse_waiting_for_itself(self) -> None:
         """Raise ReentryError where the thread of an instance waits for the current one, its helper."""

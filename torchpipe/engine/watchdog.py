@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import sys
 import threading
 import traceback
 from collections import deque
 from collections.abc import Mapping
 from time import monotonic, perf_counter
+from types import FrameType
 from typing import Any
 
 from ..errors import StuckError
@@ -19,6 +19,7 @@ from .handover import refuse_all, take_out
 from .instance import Instance
 from .instances import Instances
 from .pool import PATIENCE, join, run_job
+from .stacks import look_at_stacks
 from .stage import Stage
 from .ticket import Ticket
 
@@ -110,8 +111,8 @@ class Watchdog:
         owner: int,
         seconds: float,
     ) -> None:
-        frame = sys._current_frames().get(owner)
-        stack = "".join(traceback.format_stack(frame)) if frame is not None else "(its thread is gone)"
+        lines = look_at_stacks(functools.partial(_lines_of, owner))
+        stack = "".join(traceback.StackSummary.from_list(lines).format()) or "(its thread is gone)"
         error = StuckError(
             f"{instance.where} has run for {seconds:.1f} s, and stuck_after allows "
             f"{stage.rules.stuck_after:g} s; it was taken out. Its thread was here:\n{stack}"
@@ -149,3 +150,12 @@ class Watchdog:
         finally:
             self._under_way.pop(id(report), None)
             self._replacing.discard(threading.current_thread())
+
+
+def _lines_of(owner: int, frames: dict[int, FrameType]) -> list[tuple[str, int, str, None]]:
+    """Where a thread is, the innermost line last: file, line, function, and no text yet."""
+    innermost = frames.get(owner)
+    if innermost is None:
+        return []
+    walked = traceback.walk_stack(innermost)
+    return [(frame.f_code.co_filename, line, frame.f_code.co_name, None) for frame, line in walked][::-1]
