@@ -32,6 +32,9 @@ LATE = 0.02
 HANG = 0.05
 """Seconds after which a late request is to be back, and that its backend hangs."""
 
+SOON = [("grpc.max_reconnect_backoff_ms", 500), ("grpc.use_local_subchannel_pool", 1)]
+"""A channel tells of a server that was not there until it has tried again."""
+
 THINK = 0.05
 """Seconds that a client waits on average before its next request."""
 
@@ -444,7 +447,9 @@ class Grpc:
 
     def once(self) -> None:
         if self.client is None:
-            self.client = triton.InferenceServerClient(f"127.0.0.1:{self.clients.asked.grpc}")
+            self.client = triton.InferenceServerClient(
+                f"127.0.0.1:{self.clients.asked.grpc}", channel_args=SOON
+            )
         throw = self.chance.random()
         if throw < 0.75:
             what, act = "gRPC rows", self._rows
@@ -562,7 +567,9 @@ class Streams(Grpc):
 
     def once(self) -> None:
         if self.client is None:
-            self.client = triton.InferenceServerClient(f"127.0.0.1:{self.clients.asked.grpc}")
+            self.client = triton.InferenceServerClient(
+                f"127.0.0.1:{self.clients.asked.grpc}", channel_args=SOON
+            )
         left = self.chance.random() < 0.4
         good = self.clients.judge("stream left" if left else "stream", lambda: self._stream(left))
         if not good:

@@ -96,3 +96,20 @@ def test_thirty_pipes_built_and_closed_leave_nothing(soak):
     assert after["memory"] - before["memory"] < 8, (before, after)
     assert (after["threads"], after["descriptors"]) == (before["threads"], before["descriptors"])
     assert not [t.name for t in threading.enumerate() if t.name.startswith("torchpipe")]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize("workers", [1, 2])
+def test_nothing_is_lost_or_wrong_through_the_network(monkeypatch, workers):
+    pytest.importorskip("uvicorn")
+    pytest.importorskip("tritonclient.grpc")
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    import network_soak
+
+    told = network_soak.soak(60.0, workers)
+    print(network_soak.table(told))
+    assert (told["lost"], told["missing"], told["wrong"], told["hung"]) == ([], 0, [], [])
+    for kind in ("right", "raised", "late", "left", "garbage refused", "stream left"):
+        assert told["outcomes"].get(kind), f"nothing was {kind}: the test tested nothing"
+    assert told["counts"]["restarts" if workers == 1 else "processes killed"]

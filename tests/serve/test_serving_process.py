@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import ssl
 import subprocess
 import sys
@@ -194,3 +195,16 @@ def test_without_the_extra_the_error_names_it(folder):
     assert done.returncode == 2
     assert ".[serve]" in done.stderr
     assert Path(folder).is_dir()
+
+
+def test_connections_that_find_no_file_for_a_loop_of_their_own_are_served_too(folder):
+    (folder / "few.py").write_text("import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n")
+    with Process("echo.toml", "--load", "few.py", cwd=folder) as server:
+        lines = [socket.create_connection(("127.0.0.1", server.port), 30) for _ in range(40)]
+        head = b"POST /v2/models/echo/infer HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\nhi"
+        for line in lines:
+            line.sendall(head)
+        for line in lines:  # those that wait are accepted as others are closed
+            with line:
+                assert line.recv(1000).startswith(b"HTTP/1.1 200")
+        assert not [each for each in server.log if "Traceback" in each]

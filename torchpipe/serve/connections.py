@@ -61,13 +61,20 @@ class Connections:
                     return
             except RuntimeError as error:  # no thread left; the main loop will do
                 log.warning("a connection without a thread of its own: %s", error)
+        self._serve_here(accepted, make)
+
+    def _serve_here(self, accepted: socket.socket, make: Callable[..., Door]) -> None:
+        """In the main loop, with others."""
         task = self._loop.create_task(self._open(self._loop, accepted, make, private=False))
         self._opening.add(task)
         task.add_done_callback(self._opening.discard)
 
     def _serve_privately(
-        self, accepted: socket.socket, make: Callable[..., Door], loop: asyncio.AbstractEventLoop
+        self, accepted: socket.socket, make: Callable[..., Door], loop: asyncio.AbstractEventLoop | None
     ) -> None:
+        if loop is None:  # the system has no file left for another loop, and may have some for this
+            self._loop.call_soon_threadsafe(self._serve_here, accepted, make)
+            return
         loop.run_until_complete(self._open(loop, accepted, make, private=True))
 
     async def _open(

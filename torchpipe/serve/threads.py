@@ -25,7 +25,8 @@ class Threads:
 
     Args:
         most: how many there may be; None for any number.
-        around: makes what each of them has for itself, and ends it. It is given to all work.
+        around: makes what each of them has for itself, and ends it. It is given to all work. Where the system
+            has no room for it, which is an OSError, the work is given None, and the thread ends.
     """
 
     def __init__(
@@ -72,7 +73,14 @@ class Threads:
     def _run(self, work: Work | None) -> None:
         inbox: queue.SimpleQueue[Work | None] = queue.SimpleQueue()
         try:
-            with self._around() as own:
+            with contextlib.ExitStack() as stack:
+                try:
+                    own = stack.enter_context(self._around())
+                except OSError as error:
+                    log.warning("a thread of the server: %s", error)
+                    assert work is not None
+                    work(None)
+                    return
                 while work is not None:
                     try:
                         work(own)
