@@ -33,7 +33,7 @@ CLIENTS, THREADS = 2, 8
 
 START = 120.0
 SETTLE = 1.5
-"""Seconds a server may take to start; and after which nobody may notice that it, or a process of it, was away."""
+"""Seconds a server may take to start; and after which nobody may notice that it was away, or a process."""
 
 DRAIN = 20
 """Seconds that calls may take when the server ends."""

@@ -1,8 +1,10 @@
 """Connections with threads of their own: how many, whose answers, who waits for whom, and the end."""
 
 import contextlib
+import errno
 import json
 import os
+import queue
 import signal
 import socket
 import threading
@@ -17,6 +19,7 @@ pytest.importorskip("uvicorn")
 from served import Process, Served, document
 
 from torchpipe.serve import connections
+from torchpipe.serve.threads import Threads
 
 
 class Held(torchpipe.Backend):
@@ -176,3 +179,15 @@ def test_sigterm_lets_calls_on_threads_of_their_own_end_and_idle_connections_go(
         assert [reader.read() for _, reader in idle] == [b""] * 4
         assert [answered(reader) for _, reader in busy] == [(200, b'{"result": 1}')] * 4
         assert server.process.wait(20) == 0
+
+
+def test_work_is_done_without_what_its_thread_should_have_where_the_system_has_no_room_for_that():
+    @contextlib.contextmanager
+    def none_left():
+        raise OSError(errno.EMFILE, "Too many open files")
+        yield
+
+    given = queue.SimpleQueue()
+    threads = Threads(around=none_left)
+    assert threads.start(given.put)
+    assert given.get(timeout=30) is None

@@ -200,7 +200,8 @@ def test_without_the_extra_the_error_names_it(folder):
 def test_connections_that_find_no_file_for_a_loop_of_their_own_are_served_too(folder):
     (folder / "few.py").write_text("import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))\n")
     with Process("echo.toml", "--load", "few.py", cwd=folder) as server:
-        lines = [socket.create_connection(("127.0.0.1", server.port), 30) for _ in range(40)]
+        lines = [socket.create_connection(("127.0.0.1", server.port), 30) for _ in range(60)]
+        time.sleep(1)  # now as many as there are files for are accepted
         head = b"POST /v2/models/echo/infer HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\n\r\nhi"
         for line in lines:
             line.sendall(head)
