@@ -1,4 +1,4 @@
-"""The command line: ``torchpipe run | serve | backends | explain | show | bench | encrypt | decrypt``."""
+"""The command line: ``torchpipe run``, ``serve``, ``tune`` and others; ``torchpipe --help`` lists them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from .output import show as shown
 from .pipe import Pipe
 from .reference import backends, search
 from .serve import command as server
+from .tune import command as tuner
 
 BROKEN_PIPE = 141
 """The exit status of a program whose reader has gone, as the shell counts it: 128 and SIGPIPE's number."""
@@ -153,6 +154,10 @@ def main(arguments: list[str] | None = None) -> int:
     command.add_argument("images", help="a folder with JPEG files")
     command.add_argument("--clients", type=int, nargs="+", default=[1, 4, 10, 40], help="client threads")
     command.add_argument("--total", type=int, default=500, help="requests for each number of clients")
+
+    tuner.add_arguments(
+        add("tune", tuner.tune, "search the best instances, batch sizes and threads under load")
+    )
 
     encrypt.add_commands(commands)
 

@@ -129,6 +129,10 @@ class Instances:
             run_batches(runner, self._rounds, self.samples, InOrder(), step)
             return
         job = functools.partial(run_batches, runner, self._rounds, self.samples, stage.queue.selection, step)
+        self.call_on(runner, job)
+
+    def call_on(self, runner: Runner, job: Callable[[], None]) -> None:
+        """Run ``job`` on the thread that an instance is bound to, else here; raises what that raises."""
         thread = next((thread for thread in self._threads if thread.instance is runner), None)
         if thread is None:
             job()

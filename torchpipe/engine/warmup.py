@@ -75,7 +75,7 @@ def _collect(nodes: Nodes, routing: Routing, requests: list[Request]) -> dict[st
         where = f"while warming up with request {number} ({shown(request['data'])[:60]})"
         try:
             if node is None or not node.before:
-                with _recorded(nodes, samples):
+                with recorded(nodes, samples):
                     answer = _send(nodes, routing, request)
                 if "result" not in answer:
                     reason = answer.get("reason", "it could not be processed")
@@ -106,7 +106,7 @@ def _send(nodes: Nodes, routing: Routing, given: Request) -> Request:
 
 
 @contextlib.contextmanager
-def _recorded(nodes: Nodes, samples: dict[str, list[Request]]) -> Iterator[None]:
+def recorded(nodes: Nodes, samples: dict[str, list[Request]]) -> Iterator[None]:
     """Keep a copy of each request that comes to an instance, by the node that owns the instance."""
     runners: list[tuple[str, Runner]] = []
     for name, owned in nodes.owned.items():
