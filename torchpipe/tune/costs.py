@@ -15,9 +15,9 @@ from ..engine.instances import Instances
 from ..engine.rounds import fresh
 from ..engine.stage import Stage
 from ..engine.warmup import recorded
-from ..errors import ConfigError
 from ..pipe import Pipe
 from ..request import Request
+from .load import first_line
 from .space import Knob, Space
 
 EXAMPLES = 8
@@ -115,7 +115,7 @@ def measure(pipe: Pipe, data: list[bytes], space: Space, p99: float, say: Callab
     before = {name: {knob.key: knob.given for knob in space.of(name).values()} for name in benches}
     for name, bench in benches.items():
         say(f"measuring batches of {name!r}, to which a request comes {measured.visits(name):.3g} times")
-        measured.costs[name] = bench.measure(space, p99)
+        measured.costs[name] = bench.measure(space, p99, say)
         if before[name]:
             pipe.reload(name, **before[name])
     return measured
@@ -149,10 +149,10 @@ class _Bench:
         self.spread = [min(max(seconds / mean, 0.1), 10.0) for seconds in best]
         return mean
 
-    def measure(self, space: Space, p99: float) -> dict[int, NodeCosts]:
+    def measure(self, space: Space, p99: float, say: Callable[[str], None]) -> dict[int, NodeCosts]:
         """The costs for each number of threads that may be tried."""
         if "max" in space.of(self._name):
-            self._limit(space.of(self._name)["max"], space)
+            self._limit(space.of(self._name)["max"], space, say)
         knobs = space.of(self._name)
         found: dict[int, NodeCosts] = {}
         for threads in knobs["threads"].values if "threads" in knobs else (0,):
@@ -161,8 +161,15 @@ class _Bench:
                 changes[knobs["instance_num"].key] = min(max(knobs["instance_num"].values), COPIES)
             if "max" in knobs:
                 changes[knobs["max"].key] = knobs["max"].values[-1]
-            if changes:
-                self._pipe.reload(self._name, **changes)
+            try:
+                if changes:
+                    self._pipe.reload(self._name, **changes)
+            except Exception as error:
+                if "threads" not in knobs or threads == knobs["threads"].given:
+                    raise
+                say(f"cannot be built with {knobs['threads'].name} = {threads}: {first_line(error)}")
+                space.without(space.of(self._name)["threads"], threads)
+                continue
             found[threads] = self._costs(p99)
         largest = max(max(costs.seconds) for costs in found.values())
         if "max" in knobs and largest < knobs["max"].values[-1]:
@@ -189,12 +196,15 @@ class _Bench:
         assert isinstance(stage, Stage)
         return owned, stage.instances
 
-    def _limit(self, knob: Knob, space: Space) -> None:
+    def _limit(self, knob: Knob, space: Space, say: Callable[[str], None]) -> None:
         """Leave of a ``max`` what the node takes: another backend may take fewer, or a network only one."""
         for value in reversed(knob.values):
             try:
                 self._pipe.reload(self._name, **{knob.key: value})
-            except ConfigError:
+            except Exception as error:
+                if value == knob.given:
+                    raise
+                say(f"cannot be built with {knob.name} = {value}: {first_line(error)}")
                 continue  # smaller ones may do
             most = self._built()[1][0].max
             if most < knob.values[-1]:

@@ -23,6 +23,9 @@ PART = 0.01
 HOPELESS = 2.0
 """A load ends early once more than that part of it has taken so many times as long as asked for."""
 
+LOOK = 0.02
+"""Seconds between two looks whether it is hopeless."""
+
 DRAIN = 30.0
 """Seconds for what is inside to end after a load that was too much."""
 
@@ -89,9 +92,14 @@ def _why_not(future: Future[dict[str, Any]]) -> str:
     """Why a request has no result, in one line; "" if it has one."""
     error = future.exception()
     if error is not None:
-        return (str(error) or type(error).__name__).splitlines()[0]
+        return first_line(error)
     answer = future.result()
     return "" if "result" in answer else str(answer.get("reason", "it could not be processed"))
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says first."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def arrivals(rate: float, count: int, seed: int) -> list[float]:
@@ -136,20 +144,23 @@ class _Run:
 
     def send(self) -> None:
         order = random.Random(len(self._due))
-        self._begin = time.perf_counter() + 0.005
+        looked = self._begin = time.perf_counter() + 0.005
         for index, due in enumerate(self._due):
             pause = self._begin + due - time.perf_counter()
             if pause > 0:
                 time.sleep(pause)
-            if index % 16 == 0 and self._hopeless(index):
-                self._stopped = True
-                return
+            now = time.perf_counter()
+            if now > looked + LOOK:
+                looked = now
+                if self._hopeless(index):
+                    self._stopped = True
+                    return
             future = self._pipe.submit({"data": order.choice(self._data)})
             self._sent = index + 1
             self._futures[index] = future
             future.add_done_callback(lambda future, index=index: self._ended(index, future))  # type: ignore[misc]
         last = time.perf_counter() + HOPELESS * self._p99
-        while not self._done.wait(0.02):
+        while not self._done.wait(LOOK):
             if time.perf_counter() > last or self._hopeless(len(self._due)):
                 self._stopped = True
                 return

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from ..engine.stage import Stage
 from ..pipe import Pipe
-from .load import Load, Work, open_loop
+from .load import Load, Work, first_line, open_loop
 from .model import Model
 from .space import Setting, Space
 
@@ -21,6 +21,9 @@ FIRST = 6
 
 SECOND = 3
 """So many of them are loaded for longer in the second round."""
+
+HOPEFUL = 0.75
+"""And only those that promise this part of what the best does."""
 
 NEAR = 0.9
 """In the first round all are loaded at this part of the highest rate that is known by then."""
@@ -38,6 +41,9 @@ AT_LEAST = 100
 """Requests of a load, where that does not make it more than LONGER times as long."""
 
 LONGER = 5.0
+
+SLOWEST = 30.0
+"""At so much less than the highest rate that can be done at all requests no longer wait for each other."""
 
 TAUGHT = 5
 """So many batches of each size count as known to new instances."""
@@ -184,9 +190,9 @@ class Search:
             try:
                 self._pipe.reload(node, **changes)
             except Exception as error:
-                trial.why = (str(error) or type(error).__name__).splitlines()[0]
+                trial.why = first_line(error)
                 trial.value = -math.inf
-                self._say(f"cannot be built: {self.space.described(trial.setting)}: {trial.why}")
+                self._say(f"cannot be built with {self.space.described(trial.setting)}: {trial.why}")
                 return False
             pairs = zip(self.space.knobs, self._current, trial.setting, strict=True)
             self._current = tuple(after if knob.node == node else before for knob, before, after in pairs)
@@ -254,9 +260,9 @@ class Search:
             if high is None:
                 rate = rate * step
             elif low is None:
-                rate = rate / (step if high.p99 < FAR * self.p99 else STEP**2)
-                if rate < guess / 100:
+                if rate < limit / SLOWEST or (rate < limit / 3 and FAR * self.p99 > high.p50 > self.p99):
                     break
+                rate = rate / (step if high.p99 < FAR * self.p99 else STEP**2)
             else:
                 rate = _between(low, high, self.p99)
         if low is None:
@@ -268,7 +274,9 @@ class Search:
     def _best_of(self, trials: list[Trial]) -> list[Trial]:
         """Those for the second round."""
         unique = {trial.setting: trial for trial in trials if not trial.why}
-        return sorted(unique.values(), key=self._hope, reverse=True)[:SECOND]
+        ranked = sorted(unique.values(), key=self._hope, reverse=True)[:SECOND]
+        top = self._hope(ranked[0]) if ranked else 0.0
+        return [trial for trial in ranked if self._hope(trial) >= top - (1 - HOPEFUL) * abs(top)]
 
     def _hope(self, trial: Trial) -> float:
         """The score of a setting, or what one load lets hope for."""
@@ -277,7 +285,7 @@ class Search:
         load = trial.loads[-1]
         if load.ended_early or load.failed:
             return load.rate / 2
-        return load.rate * (self.p99 / load.p99) ** 0.25
+        return load.rate * math.sqrt(math.sqrt(self.p99 / load.p99))
 
     def _look_around(self) -> None:
         """Try the neighbours of the best, one knob by one step, against it; and again around a better one."""

@@ -84,10 +84,17 @@ class Space:
         return total
 
     def limit(self, knob: Knob, most: Any) -> None:
-        """Take out the values of a knob above ``most``; the knob, too, if only one is left."""
-        left = tuple(value for value in knob.values if value <= most)
+        """Take out the values of a knob above ``most``."""
+        self._keep(knob, tuple(value for value in knob.values if value <= most))
+
+    def without(self, knob: Knob, value: Any) -> None:
+        """Take out one value of a knob."""
+        self._keep(knob, tuple(other for other in knob.values if other != value))
+
+    def _keep(self, knob: Knob, values: tuple[Any, ...]) -> None:
+        """Leave a knob these values; none is left where there is nothing to choose."""
         at = self.knobs.index(knob)
-        self.knobs[at : at + 1] = [replace(knob, values=left)] if len(left) > 1 else []
+        self.knobs[at : at + 1] = [replace(knob, values=values)] if len(values) > 1 else []
 
     def leave_alone(self, node: str, why: str) -> None:
         """Take out the knobs of a node."""
@@ -223,6 +230,11 @@ def _restrict(space: Space, only: Sequence[str]) -> None:
 def _numbers(text: str, given: str, knob: Knob) -> list[Any]:
     kind = float if knob.role == "batching_timeout" else int
     try:
-        return [kind(part) for part in given.split(",")]
+        values = [kind(part) for part in given.split(",")]
     except ValueError:
         raise ConfigError(f"--only {text}: write numbers, such as {knob.name}=1,2") from None
+    least = 0 if knob.role == "batching_timeout" else 1
+    for value in values:
+        if not least <= value < UNLIMITED:
+            raise ConfigError(f"--only {text}: {knob.key} is {least} or more, not {value:g}")
+    return values
