@@ -14,6 +14,7 @@ import pytest
 import torchpipe
 from torchpipe.__main__ import main
 from torchpipe.config.pipe_config import load as load_config
+from torchpipe.tune import costs as costs_module
 from torchpipe.tune import load, model, space
 from torchpipe.tune.costs import Measured, NodeCosts
 from torchpipe.tune.model import Model
@@ -84,6 +85,7 @@ def tune(tmp_path, files, capsys):
 # What is found
 
 
+@pytest.mark.timeout(180)
 def test_more_instances_are_found_where_those_given_are_too_few(tune, tmp_path):
     status, printed = tune('[node]\nbackend = "Timed"\neach = 20\n', "--only", "node.instance_num=1,4")
     assert status == 0
@@ -100,6 +102,8 @@ def test_more_instances_are_found_where_those_given_are_too_few(tune, tmp_path):
     assert "o" in printed.out.split("300 ms |")[0] + printed.out.split("300 ms |")[1]
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(180)
 def test_larger_batches_are_found_where_their_cost_is_fixed_and_small_ones_where_it_is_not(tune, tmp_path):
     text = (
         '[cheap]\nbackend = "Timed"\nfixed = 30\nnext = "dear"\n'
@@ -111,6 +115,8 @@ def test_larger_batches_are_found_where_their_cost_is_fixed_and_small_ones_where
     assert found["cheap"]["max"] == 8
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(180)
 def test_fewer_instances_are_found_where_they_get_in_each_others_way(tune, tmp_path):
     text = '[node]\nbackend = "Timed"\neach = 10\ncrowded = true\ninstance_num = 4\n'
     status, _ = tune(text, "--only", "node.instance_num=1,4")
@@ -118,6 +124,8 @@ def test_fewer_instances_are_found_where_they_get_in_each_others_way(tune, tmp_p
     assert torchpipe.parse_toml(tmp_path / "pipe.tuned.toml")["node"]["instance_num"] == 1
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(180)
 def test_at_a_rate_the_threads_are_found_that_give_the_least_latency(tune, tmp_path):
     status, printed = tune(
         '[node]\nbackend = "Timed"\neach = 40\n', "--rate", "10", "--only", "node.threads=1,8"
@@ -128,6 +136,7 @@ def test_at_a_rate_the_threads_are_found_that_give_the_least_latency(tune, tmp_p
     assert printed.out.splitlines()[0].split()[0] == "threads"
 
 
+@pytest.mark.timeout(180)
 def test_files_that_the_pipe_cannot_process_are_counted_named_and_left_out(tune, files):
     (files / "bad.bin").write_bytes(b"bad")
     (files / "worse.bin").write_bytes(b"raises")
@@ -140,6 +149,8 @@ def test_files_that_the_pipe_cannot_process_are_counted_named_and_left_out(tune,
     assert "failed" not in printed.err
 
 
+@pytest.mark.slow
+@pytest.mark.timeout(180)
 def test_a_value_that_cannot_be_built_is_told_and_not_chosen(tune, tmp_path):
     text = OWN + (
         "\n\n@torchpipe.register_backend\nclass Picky(Timed):\n"
@@ -154,6 +165,7 @@ def test_a_value_that_cannot_be_built_is_told_and_not_chosen(tune, tmp_path):
     assert torchpipe.parse_toml(tmp_path / "pipe.tuned.toml")["node"]["threads"] == 2
 
 
+@pytest.mark.timeout(180)
 def test_a_plot_is_drawn_as_svg(tune, tmp_path):
     picture = tmp_path / "plot.svg"
     status, printed = tune(
@@ -170,6 +182,7 @@ def test_a_plot_is_drawn_as_svg(tune, tmp_path):
 # What is refused
 
 
+@pytest.mark.timeout(180)
 def test_a_latency_that_nothing_reaches_is_told_with_the_best_that_was_found(tune, tmp_path):
     status, printed = tune(
         '[node]\nbackend = "Timed"\neach = 50\n', "--only", "node.instance_num=1,2", p99="10ms"
@@ -237,10 +250,11 @@ def interrupted(tmp_path, files, word, count=1):
         if sum(word in line for line in errors) >= count:
             process.send_signal(signal.SIGINT)
             break
-    out, rest = process.communicate(timeout=50)
+    out, rest = process.communicate(timeout=150)
     return process.returncode, out, "".join(errors) + rest
 
 
+@pytest.mark.timeout(180)
 def test_ctrl_c_ends_the_search_and_writes_what_was_found(tmp_path, files):
     status, out, errors = interrupted(tmp_path, files, "instance_num", 3)
     assert status == 130
@@ -377,12 +391,28 @@ def test_the_space_has_what_each_node_takes_and_says_why_others_are_left_alone(t
     assert set(found.left_alone) == {"b", "d"}
 
 
-def test_a_batch_that_another_backend_of_the_node_does_not_take_is_not_tried(tune):
-    text = '[node]\nbackend = "S[Timed,DecodeMat]"\n'
-    (images := ROOT / "demo" / "images")
-    status, printed = tune(text, "--only", "node.instance_num=1,2", folder=images)
-    assert status == 0
-    assert "node.max" not in printed.err
+def test_batches_that_another_backend_of_the_node_does_not_take_are_not_tried(files):
+    exec(OWN, {})
+
+    @torchpipe.register_backend("Single")
+    def single(data):
+        return data
+
+    with torchpipe.pipe({"backend": "S[Timed,Single]"}) as pipe:
+        tried = space.space_of(pipe, 0.1, 2)
+        assert "node.max" in {knob.name for knob in tried.knobs}
+        costs_module.measure(pipe, [b"x"], tried, 0.1, print)
+        assert {knob.role for knob in tried.knobs} == {"instance_num", "threads"}
+        assert pipe.health()["nodes"]["node"]["instances"] == 1
+        assert pipe.explain()["node"]["max"] == 1
+
+
+def test_batches_that_take_longer_than_the_latency_are_not_tried(files):
+    exec(OWN, {})
+    with torchpipe.pipe({"backend": "Timed", "each": 30.0}) as pipe:
+        tried = space.space_of(pipe, 0.1, 2)
+        costs_module.measure(pipe, [b"x"], tried, 0.1, print)
+        assert tried.of("node")["max"].values[-1] <= 4
 
 
 # What is written

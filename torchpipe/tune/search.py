@@ -42,7 +42,7 @@ AT_LEAST = 100
 
 LONGER = 5.0
 
-SLOWEST = 30.0
+SLOWEST = 10.0
 """At so much less than the highest rate that can be done at all requests no longer wait for each other."""
 
 TAUGHT = 5
@@ -159,7 +159,7 @@ class Search:
             changed = list(setting)
             for i, value in zip(places, values, strict=True):
                 changed[i] = value
-            yield tuple(changed)
+            yield self.space.plain(tuple(changed))
 
     def _rank(self, setting: Setting) -> tuple[float, float, float]:
         """What predictions are compared by: of those that are about as good, fewer threads are better."""
@@ -214,7 +214,7 @@ class Search:
         """Load a setting at a rate; None if it cannot be built."""
         if not self.apply(trial):
             return None
-        count = max(int(rate * seconds), min(AT_LEAST, int(rate * seconds * LONGER)), 20)
+        count = max(int(rate * seconds), min(AT_LEAST, int(rate * self._seconds * LONGER)), 20)
         load = open_loop(self._pipe, self.work.data, rate, count, self.p99, next(self._seed))
         trial.loads.append(load)
         mark = "too slow" if load.p99 > self.p99 else "in time"
@@ -241,6 +241,8 @@ class Search:
 
     def _highest(self, trial: Trial, guess: float, seconds: float) -> float | None:
         limit = self.model.limit(trial.setting)
+        if limit == math.inf:  # nothing is known
+            limit = guess
         if not 0 < guess < math.inf:
             guess = limit / 5 if limit < math.inf else 10.0
         low: Load | None = None
@@ -327,11 +329,11 @@ class Search:
             at = knob.values.index(setting[i])
             for other in (at - 1, at + 1):
                 if 0 <= other < len(knob.values):
-                    found.append((*setting[:i], knob.values[other], *setting[i + 1 :]))
+                    found.append(self.space.plain((*setting[:i], knob.values[other], *setting[i + 1 :])))
         least = self.model.score(setting)
         least = least * PROMISING if least > 0 else least / PROMISING
         good = [one for one in found if self.model.score(one) >= least]
-        return sorted(good, key=self._rank, reverse=True)
+        return sorted({*good} - {setting}, key=self._rank, reverse=True)
 
 
 def _coarse(score: float) -> float:

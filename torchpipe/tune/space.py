@@ -68,6 +68,18 @@ class Space:
         """The knobs of one node, by their roles."""
         return {knob.role: knob for knob in self.knobs if knob.node == node}
 
+    def plain(self, setting: Setting) -> Setting:
+        """The setting without what has no effect in it: where batches have one request, none waits."""
+        single = {
+            knob.node
+            for knob, value in zip(self.knobs, setting, strict=True)
+            if knob.role == "max" and value == 1
+        }
+        return tuple(
+            knob.values[0] if knob.role == "batching_timeout" and knob.node in single else value
+            for knob, value in zip(self.knobs, setting, strict=True)
+        )
+
     def size(self) -> int:
         """How many settings there are."""
         count = 1
