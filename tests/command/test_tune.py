@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import xml.etree.ElementTree
 from pathlib import Path
 
@@ -391,20 +392,31 @@ def test_the_space_has_what_each_node_takes_and_says_why_others_are_left_alone(t
     assert set(found.left_alone) == {"b", "d"}
 
 
-def test_batches_that_another_backend_of_the_node_does_not_take_are_not_tried(files):
+def test_batches_that_cannot_be_built_or_fail_are_told_and_not_tried(capsys):
     exec(OWN, {})
 
-    @torchpipe.register_backend("Single")
-    def single(data):
-        return data
+    @torchpipe.register_backend
+    class Narrow(torchpipe.Backend):
+        def __init__(self, max: int = 1, runs: int = 99) -> None:
+            if max > 8:
+                raise ValueError("eight at most")
+            self.max, self.runs = max, runs
 
-    with torchpipe.pipe({"backend": "S[Timed,Single]"}) as pipe:
-        tried = space.space_of(pipe, 0.1, 2)
-        assert "node.max" in {knob.name for knob in tried.knobs}
-        costs_module.measure(pipe, [b"x"], tried, 0.1, print)
-        assert {knob.role for knob in tried.knobs} == {"instance_num", "threads"}
-        assert pipe.health()["nodes"]["node"]["instances"] == 1
-        assert pipe.explain()["node"]["max"] == 1
+        def forward(self, batch):
+            time.sleep(0.002)
+            if len(batch) > self.runs:
+                raise ValueError("too many")
+            for request in batch:
+                request["result"] = request["data"]
+
+    for runs, most, told in ((99, 8, "node.max = 16: eight at most"), (2, 2, "no batches of 4: too many")):
+        with torchpipe.pipe({"backend": "Narrow", "runs": runs}) as pipe:
+            tried = space.space_of(pipe, 0.1, 2)
+            costs_module.measure(pipe, [b"x"], tried, 0.1, print)
+            assert tried.of("node")["max"].values[-1] == most
+            assert told in capsys.readouterr().out
+            assert pipe.explain()["node"]["max"] == 1  # it is as it was
+            assert pipe.health()["nodes"]["node"]["instances"] == 1
 
 
 def test_batches_that_take_longer_than_the_latency_are_not_tried(files):
@@ -412,7 +424,7 @@ def test_batches_that_take_longer_than_the_latency_are_not_tried(files):
     with torchpipe.pipe({"backend": "Timed", "each": 30.0}) as pipe:
         tried = space.space_of(pipe, 0.1, 2)
         costs_module.measure(pipe, [b"x"], tried, 0.1, print)
-        assert tried.of("node")["max"].values[-1] <= 4
+        assert tried.of("node")["max"].values[-1] == 8  # on two threads
 
 
 # What is written

@@ -170,17 +170,25 @@ class _Bench:
                 say(f"cannot be built with {knobs['threads'].name} = {threads}: {first_line(error)}")
                 space.without(space.of(self._name)["threads"], threads)
                 continue
-            found[threads] = self._costs(p99)
+            found[threads] = self._costs(p99, say)
         largest = max(max(costs.seconds) for costs in found.values())
         if "max" in knobs and largest < knobs["max"].values[-1]:
             space.limit(knobs["max"], largest)
+        if largest == 1:  # nothing waits for company
+            space.knobs = [knob for knob in space.knobs if knob is not knobs.get("batching_timeout")]
         return found
 
-    def _costs(self, p99: float) -> NodeCosts:
+    def _costs(self, p99: float, say: Callable[[str], None]) -> NodeCosts:
         owned, instances = self._built()
         costs = NodeCosts()
         for size in _sizes(min(instances[0].max, LARGEST)):
-            costs.seconds[size], costs.cores[size] = self._time(owned, instances[0], size)
+            try:
+                costs.seconds[size], costs.cores[size] = self._time(owned, instances[0], size)
+            except Exception as error:
+                if size == 1:
+                    raise
+                say(f"{self._name!r} takes no batches of {size}: {first_line(error)}")
+                break
             for _ in range(3):  # the first of a size does not count
                 costs.fit.add(size, costs.seconds[size])
             if costs.seconds[size] > p99:
@@ -197,7 +205,7 @@ class _Bench:
         return owned, stage.instances
 
     def _limit(self, knob: Knob, space: Space, say: Callable[[str], None]) -> None:
-        """Leave of a ``max`` what the node takes: another backend may take fewer, or a network only one."""
+        """Leave of a ``max`` what can be built: a network may take only one, or memory suffice for few."""
         for value in reversed(knob.values):
             try:
                 self._pipe.reload(self._name, **{knob.key: value})
@@ -206,12 +214,8 @@ class _Bench:
                     raise
                 say(f"cannot be built with {knob.name} = {value}: {first_line(error)}")
                 continue  # smaller ones may do
-            most = self._built()[1][0].max
-            if most < knob.values[-1]:
-                space.limit(knob, min(most, value))
-            if most == 1:
-                timeout = space.of(self._name).get("batching_timeout")
-                space.knobs = [other for other in space.knobs if other is not timeout]
+            if value < knob.values[-1]:
+                space.limit(knob, value)
             return
 
     def _turns(self, size: int) -> Iterator[tuple[list[Request], float]]:

@@ -42,6 +42,9 @@ AT_LEAST = 100
 
 LONGER = 5.0
 
+FEW = 20
+"""Fewer requests say little; a load takes up to four times longer still for so many, and 5 in any case."""
+
 SLOWEST = 10.0
 """At so much less than the highest rate that can be done at all requests no longer wait for each other."""
 
@@ -214,7 +217,8 @@ class Search:
         """Load a setting at a rate; None if it cannot be built."""
         if not self.apply(trial):
             return None
-        count = max(int(rate * seconds), min(AT_LEAST, int(rate * self._seconds * LONGER)), 20)
+        longest = rate * self._seconds * LONGER
+        count = max(int(rate * seconds), min(AT_LEAST, int(longest)), min(FEW, int(4 * longest)), 5)
         load = open_loop(self._pipe, self.work.data, rate, count, self.p99, next(self._seed))
         trial.loads.append(load)
         mark = "too slow" if load.p99 > self.p99 else "in time"
