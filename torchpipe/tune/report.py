@@ -31,7 +31,7 @@ def table(tuned: Tuned) -> str:
     for point in tuned.frontier():
         load = point.load
         mark = "*" if tuned.best is not None and point.setting == tuned.best.setting else " "
-        late = "" if load.p99 <= tuned.p99 else "  (later than asked for)"
+        late = "" if load.p99 <= tuned.p99 else "  (too late)"
         rows.append(
             f"{point.across:>10.4g}  {1000 * load.p50:>8.4g}  {1000 * load.p99:>8.4g} {mark}"
             f"{tuned.space.described(point.setting)}{late}"
