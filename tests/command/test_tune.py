@@ -238,6 +238,7 @@ def interrupted(tmp_path, files, word, count=1):
     (tmp_path / "own.py").write_text(OWN)
     (tmp_path / "pipe.toml").write_text('[node]\nbackend = "Timed"\neach = 10\nfixed = 20\n')
     given = ["tune", tmp_path / "pipe.toml", files, "--p99", "400ms", "--load", tmp_path / "own.py"]
+    given += ["--seconds", "0.2", "--only", "node.instance_num=1,2,4"]
     process = subprocess.Popen(
         [sys.executable, "-m", "torchpipe", *map(str, given)],
         stdout=subprocess.PIPE,
@@ -340,7 +341,7 @@ def test_the_model_finds_batches_where_the_cost_is_fixed(monkeypatch):
 def test_the_climb_ends_near_the_best_of_all_settings_of_the_model(monkeypatch):
     knobs = [
         *(Knob(name, "instance_num", "instance_num", (1, 2, 4), 1) for name in ("one", "two")),
-        *(Knob(name, "max", "max", (1, 4, 16), 1) for name in ("one", "two")),
+        *(Knob(name, "max", "max", (1, 16), 1) for name in ("one", "two")),
         Knob("two", "threads", "threads", (1, 2), 1),
     ]
     nodes = {
