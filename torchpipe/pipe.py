@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 import weakref
+from _thread import get_ident
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -40,6 +41,7 @@ from .engine.routing import Routing
 from .engine.selfwait import LOOK, Seldom
 from .engine.sending import enqueue
 from .engine.stage import Stage
+from .engine.tracing import Recorder
 from .engine.unscheduled import Unscheduled
 from .engine.wanted import Wanted
 from .engine.warmup import warm_up
@@ -58,6 +60,8 @@ from .partials import AsyncPartials, Partials, Reading
 from .raised import as_error
 from .request import Request
 from .stats import pipe_stats
+from .trace import Trace
+from .trace import start as start_trace
 
 CLOSED = "this pipe was closed"
 FORKED = "this pipe belongs to the process that this one was forked from"
@@ -110,8 +114,10 @@ class Pipe:
         self._closing = threading.Lock()
         self._released = False
         self._dropped = False  # nobody refers to it any more
+        self._traced: Trace | None = None
         graph = check_graph(self.config.nodes)
         self._nodes = Nodes(self.config, graph)
+        self._tracing = self._nodes.tracing
         try:
             self._nodes.build()
             settle_process()  # now that the backends have imported what they use
@@ -173,7 +179,11 @@ class Pipe:
             if "event" in data:
                 self._call_evented([data], timeout)
             elif timeout is None and "deadline" not in data and self._entrance.limit is None:
-                self._call_one(data, cancelled and Wanted(cancelled))
+                recorder = self._tracing.recorder
+                if recorder is None or not (next(recorder.draws) or recorder.key in data):
+                    self._call_one(data, cancelled and Wanted(cancelled))
+                else:
+                    self._call_recorded(data, cancelled, recorder)
             else:
                 self._call_waiting([data], timeout, cancelled and Wanted(cancelled))
         elif isinstance(data, list):
@@ -306,6 +316,32 @@ class Pipe:
         ``call_ms``, how long whole calls took (mean, p50, p90, p99).
         """
         return pipe_stats(self._nodes, self._entrance)
+
+    def trace(self, to: Any, *, rate: float = 1.0, limit: int = 100_000) -> Trace:
+        """Record what runs, from now on: for a picture of where requests wait, and for whom.
+
+        >>> with pipe.trace("trace.json"):  # doctest: +SKIP
+        ...     pipe(request)
+
+        Open the file at https://ui.perfetto.dev, or in Chrome under ``chrome://tracing``. Every node has a
+        lane for each of its instances, with the batches that it ran: how many requests, why the batch was
+        closed, which errors. Every request has a lane, with the time that it waited in each queue and the
+        time that it ran, and an arrow from the batch that it ran in.
+
+        Args:
+            to: the name of the file, which is written at the end (``.gz``: compressed); or a tracer provider
+                of OpenTelemetry, which gets spans instead. It may be OpenTelemetry's module ``trace``, for
+                the one that is set there.
+            rate: the share of the requests that is recorded. Batches are, if one of theirs is.
+            limit: how many steps are kept, a request in one node each; then the oldest are forgotten.
+
+        Raises:
+            ConfigError: another record has not ended yet, or the folder of the file is not there.
+            ImportError: OpenTelemetry is not installed (``pip install '.[trace]'``).
+        """
+        self._entrance.refuse_closed()
+        self._traced = start_trace(self._tracing, to, rate, limit, lambda: list(self._nodes.by_name))
+        return self._traced
 
     # Ending
 
@@ -460,8 +496,12 @@ class Pipe:
         try:
             if not self._released:
                 self._released = True
-                self._nodes.alarm.close(until)
-                self._nodes.release(until)
+                try:
+                    self._nodes.alarm.close(until)
+                    self._nodes.release(until)
+                finally:
+                    if self._traced is not None:
+                        self._traced.stop()
         finally:
             self._closing.release()
 
@@ -542,18 +582,34 @@ class Pipe:
             if began and not branched:  # else its call tells
                 times.add(perf_counter() - began, stands_for)
 
+    def _call_recorded(self, given: Request, cancelled: Callable[[], Any] | None, recorder: Recorder) -> None:
+        record = recorder.begin_request(given)
+        if record is None:
+            self._call_one(given, cancelled and Wanted(cancelled))
+            return
+        error: BaseException | None = None
+        try:
+            self._call_one(given, Wanted(cancelled, record))
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            record.end(error)
+            error = None  # its traceback holds this frame: no cycle may keep the request alive
+
     def _call_branched(self, given: Request, request: Request, route: Route, wanted: Wanted | None) -> None:
         """The caller's thread goes along, unless it may leave a branch: for an interrupt, or ``wanted``."""
         stages = {node.stage for node in route.everything()}
         for stage in stages:
             stage.refuse_reentry()
         calls = Calls(1)
-        leaves = wanted is not None or threading.current_thread() is threading.main_thread()
+        leaves = (wanted is not None and wanted.asks) or threading.current_thread() is threading.main_thread()
         call = Call(
             given,
             functools.partial(calls.tell, 0),
             cancelled=bool if wanted is None else wanted.over,
             prepared=(request, route),
+            record=None if wanted is None else wanted.record,
         )
         try:
             self._entrance.start([call], send_on=enqueue if leaves else travel)
@@ -581,6 +637,9 @@ class Pipe:
         started: list[Call] = []
         try:
             if self._entrance.limit is None:
+                if (recorder := self._tracing.recorder) is not None:
+                    for call in calls:
+                        call.record = recorder.chooses(call.given)
                 self._entrance.start(calls)
                 started = calls
             else:
@@ -617,7 +676,7 @@ class Pipe:
             self._entrance.more.add(len(given) - 1)
             self._entrance.refuse_closed()
             requests = [self._routing.prepare(request)[0] for request in given]
-            unscheduled.run_all(requests)
+            self._run_unscheduled(unscheduled, requests)
             for request, computed in zip(given, requests, strict=True):
                 self._routing.fill_in(request, computed)
         except BaseException as error:
@@ -627,6 +686,24 @@ class Pipe:
         finally:
             self._entrance.inside.pop()
             self._times.add(perf_counter() - began, len(given))
+
+    def _run_unscheduled(self, unscheduled: Unscheduled, requests: list[Request]) -> None:
+        recorder = self._tracing.recorder
+        records = [recorder.chooses(request) for request in requests] if recorder is not None else []
+        batch = recorder.begin_unscheduled(unscheduled.name, get_ident(), records) if recorder else None
+        error: BaseException | None = None
+        try:
+            unscheduled.run_all(requests)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            if recorder is not None and batch is not None:
+                recorder.end_batch(batch, [error] * len(requests))
+                for record in records:
+                    if record is not None:
+                        record.end(error)
+            error = None  # as in _call_recorded
 
     def _call_evented(self, given: list[Request], timeout: float | None) -> None:
         for request in given:

@@ -20,6 +20,7 @@ from .pool import Pool
 from .reader import Reader
 from .routing import Routing
 from .ticket import Step
+from .tracing import Traced
 
 
 def _always() -> bool:
@@ -39,8 +40,10 @@ class Call:
         wanted: asked once at the end; from then on it cannot be given up. If it was, nobody is told.
         reader: of what is yielded for it, if anybody reads that.
         prepared: the pipe's copy of the request and its way, if it has been let in before.
+        record: of the request, if it is recorded.
     """
 
+    part = ""  # it is for a whole request
     given: Request
     tell: Callable[[BaseException | None], Any]
     deadline: float | None = None
@@ -49,6 +52,7 @@ class Call:
     wanted: Callable[[], bool] = _always
     prepared: tuple[Request, Route] | None = None
     reader: Reader | None = None
+    record: Traced | None = None
     entered: bool = field(init=False, default=False)  # from then on it is counted out by whoever ends it
     counted_out: bool = field(init=False, default=False)
     _over: threading.Lock = field(init=False, default_factory=threading.Lock)  # held for ever by who ends it
@@ -97,6 +101,7 @@ class Call:
         node = self._place()
         if not self.abandon():
             return False
+        self._end_record(error)
         wanted = self.wanted()
         if wanted and isinstance(error, Exception):
             self._lost.ended(error, node, self.took())
@@ -159,6 +164,7 @@ class Call:
             error = raised
         finally:
             node = self._place()
+            self._end_record(error)
             self._journey = None  # which refers to this: no cycle may keep the request alive
             if tell:
                 self._lost.ended(error, node, self.took())
@@ -172,6 +178,10 @@ class Call:
     def took(self) -> float:
         """Seconds since it was made."""
         return monotonic() - self._came
+
+    def _end_record(self, error: BaseException | None) -> None:
+        if self.record is not None:
+            self.record.end(error)
 
     def _late(self) -> bool:
         return self.deadline is not None and monotonic() >= self.deadline

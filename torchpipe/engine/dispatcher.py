@@ -16,6 +16,7 @@ from .pool import Pool, run_job
 from .portion import Portion, SecondLook
 from .sending import go_on
 from .ticket import Ticket, wake
+from .tracing import Tracing
 from .waiting import Queue, Rules
 
 QUICK = 50e-6
@@ -42,6 +43,7 @@ class Dispatcher:
         pool: the threads that run batches, beside callers.
         inboxes: of the bound instances.
         alarm: has a GPU's queue looked at once more.
+        tracing: has the recorder of batches, while there is one.
     """
 
     def __init__(
@@ -52,8 +54,10 @@ class Dispatcher:
         pool: Pool,
         inboxes: dict[Instance, Inbox],
         alarm: Alarm,
+        tracing: Tracing,
     ) -> None:
         self.pool, self.inboxes = pool, inboxes
+        self.tracing = tracing
         self.watched = rules.stuck_after > 0  # then the pool runs everything, so that callers can be let go
         self.portion: Portion | None = None  # of a GPU
         if any(instance.stream is not None for instance in instances):
@@ -132,15 +136,20 @@ class Dispatcher:
         start = perf_counter()
         instance.running = running = [tickets]
         company = self.company
+        recorder, batch = self.tracing.recorder, None
         try:
             timed_out = company is not None and company.gather(instance, tickets)
             closing = instance.closing = self.queue.closing(instance, tickets, timed_out)
             start = perf_counter()
+            if recorder is not None:
+                batch = recorder.begin_batch(instance.node, instance.number, closing, start, tickets)
             if instance.watched:
                 instance.watch([(ticket.request, ticket.over, ticket.reader()) for ticket in tickets])
             errors = instance.execute([ticket.request for ticket in tickets], closing)
         except BaseException as error:  # not the backend's: that is in errors. Nobody may be left waiting
             errors = [error] * len(tickets)
+        if recorder is not None and batch is not None:
+            recorder.end_batch(batch, errors)
         if instance.watched:
             instance.watch(())
         waits = [start - ticket.came for ticket in tickets]

@@ -45,7 +45,7 @@ class Entrance:
         self._looking = threading.Lock()
         self.more = Count()  # requests that came without such a number
         self.lost = Lost()
-        self._routing, self._pool = routing, nodes.pool
+        self._routing, self._pool, self._tracing = routing, nodes.pool, nodes.tracing
         self.limit: Limit | None = None
         if limits.max_pending or limits.max_pending_bytes:
             self.limit = Limit(
@@ -76,6 +76,8 @@ class Entrance:
 
     def admit(self, call: Call, wanted: Wanted | None = None) -> None:
         """Let a request in, waiting for room where that is limited, and send it on its way."""
+        if self._tracing.recorder is not None:
+            call.record = self._tracing.recorder.chooses(call.given)
         try:
             if self.limit is not None:
                 self.refuse_closed()
@@ -87,6 +89,8 @@ class Entrance:
 
     async def admit_async(self, call: Call) -> None:
         """The same, without blocking the event loop."""
+        if self._tracing.recorder is not None:
+            call.record = self._tracing.recorder.chooses(call.given)
         try:
             if self.limit is not None:
                 await self._let_in(call, self.limit)
@@ -120,6 +124,8 @@ class Entrance:
 
         An interrupt may have struck before it was let in, after that, or anywhere between.
         """
+        if call.record is not None:
+            call.record.end(error)
         if call.entered or self.limit is None:
             return  # start has seen to it
         surely(functools.partial(self.limit.give_up, call))
@@ -156,6 +162,8 @@ class Entrance:
         for call in calls:
             if call.abandon():
                 self.lost.ended(error)
+            if call.record is not None:
+                call.record.end(error)
         if tickets is None:
             for call in calls:
                 self._count_out(call)

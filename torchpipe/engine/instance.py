@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from _thread import get_ident
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -26,6 +27,8 @@ from .tally import Tally
 if TYPE_CHECKING:
     from ..streams import InstanceStream
 
+_numbers = itertools.count()
+
 ENOUGH = 50
 """After so many batches that memory sufficed for, a larger one is tried."""
 
@@ -39,6 +42,7 @@ class Instance:
         self.backend = backend
         self._faults = faults  # of GPUs
         self.node, self.where = node, where
+        self.number = next(_numbers)  # no other one in this process has
         self.split = split  # whether a failed batch is split until the guilty request is alone
         self.max, self.min = backend.max, backend.min
         self.most = self.max  # requests in a batch, less than max while memory does not suffice for those

@@ -25,6 +25,7 @@ from .pool import Pool
 from .rounds import Bar, Runner, own_sample, run_batches, sample_of, sizes
 from .selection import ByWeight, InOrder, Similar
 from .stage import Stage
+from .tracing import Tracing
 from .unscheduled import Unscheduled
 from .waiting import Rules
 
@@ -37,9 +38,15 @@ class Instances:
     """
 
     def __init__(
-        self, node: NodeConfig, pool: Pool, alarm: Alarm, faults: Faults, unscheduled: bool = False
+        self,
+        node: NodeConfig,
+        pool: Pool,
+        alarm: Alarm,
+        faults: Faults,
+        tracing: Tracing,
+        unscheduled: bool = False,
     ) -> None:
-        self._faults = faults
+        self._faults, self._tracing = faults, tracing
         self._node, self._pool, self._alarm = node, pool, alarm
         self._unscheduled = unscheduled
         self.name, self.options = node.name, node.options
@@ -63,7 +70,7 @@ class Instances:
         node = self._node
         if self._unscheduled:
             backend = node.blueprint.build(0, self._backends, self._made())
-            self.stages = [Unscheduled(node.name, backend, self._pool, self._faults)]
+            self.stages = [Unscheduled(node.name, backend, self._pool, self._faults, self._tracing)]
             return
         instances = self._build_all()
         if len(node.groups) > 1 and any(isinstance(one.backend, Jump) for one in instances):
@@ -258,7 +265,7 @@ class Instances:
         bound = {thread.instance: thread for thread in self._threads if thread.instance in instances}
         inboxes = {instance: thread.inbox for instance, thread in bound.items()}
         name = self._node.name
-        dispatcher = Dispatcher(name, instances, rules, self._pool, inboxes, self._alarm)
+        dispatcher = Dispatcher(name, instances, rules, self._pool, inboxes, self._alarm, self._tracing)
         for thread in bound.values():
             thread.attach(dispatcher)
         return Stage(name, instances, rules, dispatcher)

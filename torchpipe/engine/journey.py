@@ -15,6 +15,7 @@ from .pool import Pool
 from .reader import Reader
 from .sending import drop, send, tickets_of
 from .ticket import Step, Ticket
+from .tracing import Traced
 from .wanted import Wanted
 
 
@@ -28,6 +29,7 @@ def walk(request: Request, line: list[Node], wanted: Wanted | None = None) -> No
     for node in line:
         if wanted is not None:
             wanted.refuse_cancelled()
+            wanted.at = node.name
         status = RUN if node is start else node.decide(request)
         if status is RUN:
             node.stage.run(request, wanted)
@@ -52,7 +54,7 @@ def travel(tickets: list[Ticket]) -> None:
             return  # its journey has ended, and it was dropped
         error: BaseException | None = None
         try:
-            own.node.stage.run(own.request, own.journey)
+            own.node.stage.run(own.request, own.journey, own.node.name)
         except BaseException as raised:
             error = raised
         tickets = tickets_of(own.ran(error))
@@ -73,6 +75,14 @@ class Owner(Protocol):
 
     reader: Reader | None
     """Who reads what is yielded for it, if anybody."""
+
+    @property
+    def record(self) -> Traced | None:
+        """Of the request, if it is recorded."""
+
+    @property
+    def part(self) -> str:
+        """Which part of a request it is for, such as ``.0``; "" for the whole."""
 
     def over(self) -> bool:
         """Whether it is of no use any more. Asked before each node."""
@@ -140,6 +150,20 @@ class Journey:
     def reader(self) -> Reader | None:
         """Who reads what is yielded for the request; nobody what is yielded for a part of it."""
         return self._owner.reader if self._outer is None else None
+
+    def traced(self) -> tuple[Traced, str] | None:
+        """The request that is recorded, and which part of it this is; None if it is not recorded."""
+        journey = self
+        while journey._outer is not None:
+            journey = journey._outer
+        record = journey._owner.record
+        if record is None:
+            return None
+        part, journey = self._owner.part, self
+        while journey._outer is not None:
+            journey = journey._outer
+            part = journey._owner.part + part
+        return record, part
 
     def start_aside(self, request: Request, pool: Pool) -> None:
         """Have its first steps taken by a thread of the pool; until then it can be withdrawn."""

@@ -31,6 +31,7 @@ from .parts import send_and_wait
 from .pool import Pool
 from .selfwait import waits_for_me
 from .stage import Stage
+from .tracing import Tracing
 from .unscheduled import Unscheduled
 from .watchdog import Watchdog
 
@@ -49,6 +50,7 @@ class Nodes:
         total = sum(group.instance_num for node in self._owners for group in node.groups)
         self.pool, self.alarm = Pool(total, "torchpipe"), Alarm("torchpipe-alarm")
         self.faults = Faults(self._gpu_is_lost)
+        self.tracing = Tracing()
         self.by_name: dict[str, Node] = {}
         self.watchdog: Watchdog | None = None
         self.streams: ModuleType | None = None  # torchpipe.streams, where a node has a GPU
@@ -65,7 +67,7 @@ class Nodes:
         for blueprint in config.environment:
             blueprint.build(0, self._environment)
         for node in self._owners:
-            owned = Instances(node, self.pool, self.alarm, self.faults, config.unscheduled)
+            owned = Instances(node, self.pool, self.alarm, self.faults, self.tracing, config.unscheduled)
             self.owned[node.name] = owned  # first: an interrupt may strike in the midst of what follows
             owned.build()
         for node in config.nodes.values():
@@ -140,7 +142,7 @@ class Nodes:
         ``still_wanted()`` is called before they take over, and raises if they shall not.
         """
         old = self.owned[config.name]
-        new = Instances(config, self.pool, self.alarm, self.faults)
+        new = Instances(config, self.pool, self.alarm, self.faults, self.tracing)
         try:
             new.build()
             if len(new.stages) != len(old.stages):
@@ -242,7 +244,7 @@ class Nodes:
 
     def call(self, route: Route, parts: list[Request]) -> list[Outcome]:
         """Send parts from inside a backend, and wait until all are at the end of ``route``."""
-        return send_and_wait(route, parts, begin, self.streams)
+        return send_and_wait(route, parts, begin, self.streams, self.tracing.recorder)
 
     def _connect_streams(self) -> None:
         """Where a node has a GPU: all other nodes, users' filters and callers get values that are ready."""

@@ -18,6 +18,7 @@ from .pool import Substitute
 from .reader import Reader
 from .sending import send
 from .ticket import Step, Way
+from .tracing import Recorder, Traced
 
 Begin = Callable[[Route, "Part", Request], list[Step]]
 """Makes the journey of a part, and gives its first steps."""
@@ -33,6 +34,16 @@ class Part:
     def __init__(self, parts: Parts, index: int) -> None:
         self._parts, self._index = parts, index
 
+    @property
+    def record(self) -> Traced | None:
+        """Of the request that a backend runs which has sent it."""
+        return self._parts.record
+
+    @property
+    def part(self) -> str:
+        """Its number."""
+        return f".{self._index}"
+
     def over(self) -> bool:
         """Whether it is of no use any more."""
         return self._parts.failed
@@ -44,6 +55,8 @@ class Part:
 
 class Parts:
     """Parts that go along one route, each on a journey of its own. The last at its end completes them."""
+
+    record: Traced | None = None
 
     def __init__(self, count: int) -> None:
         self.outcomes: list[Outcome] = [({}, None)] * count
@@ -103,6 +116,9 @@ class MergedParts(Parts):
         outcomes, self.outcomes = self.outcomes, []
         if outcomes:
             node.counts.back(time.perf_counter() - self._began)
+            if (traced := journey.traced()) is not None:
+                failed = next((type(error).__name__ for _, error in outcomes if error is not None), "")
+                traced[0].away(node.name, traced[1], len(outcomes), self._began, failed)
         if journey.over():
             return journey.end()
         try:
@@ -135,9 +151,10 @@ class MergedParts(Parts):
 class AwaitedParts(Parts):
     """Parts that a backend has sent which waits for them; one that fails leaves the others alone."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, record: Traced | None = None) -> None:
         super().__init__(count)
         self._all = Flag()
+        self.record = record
 
     def complete(self) -> list[Step]:
         self._all.set()
@@ -168,7 +185,9 @@ def split(journey: Way, node: Node, request: Request, begin: Begin) -> list[Step
     return MergedParts(journey, node, request, len(parts)).start(route, parts, begin)
 
 
-def send_and_wait(route: Route, parts: list[Request], begin: Begin, streams: Any = None) -> list[Outcome]:
+def send_and_wait(
+    route: Route, parts: list[Request], begin: Begin, streams: Any = None, recorder: Recorder | None = None
+) -> list[Outcome]:
     """Send ``parts`` from inside a backend, and wait until all are at the end of ``route``.
 
     ``streams`` is the module of that name, where a node has a GPU.
@@ -178,9 +197,12 @@ def send_and_wait(route: Route, parts: list[Request], begin: Begin, streams: Any
     if streams is not None:
         for part in parts:
             streams.enter(part)  # behind what the backend has put on its stream so far
-    awaited = AwaitedParts(len(parts))
+    record = None if recorder is None else recorder.begin_parts()
+    awaited = AwaitedParts(len(parts), record)
     send(awaited.start(route, parts, begin))
     awaited.wait()  # ended by the last part
+    if record is not None and record.sent:
+        record.end()
     if streams is not None:
         for part, _ in awaited.outcomes:
             streams.settle(part)

@@ -32,6 +32,7 @@ class Stage:
     def __init__(self, name: str, instances: list[Instance], rules: Rules, dispatcher: Dispatcher) -> None:
         self.name, self.instances, self.rules = name, instances, rules
         self.dispatcher, self.pool = dispatcher, dispatcher.pool
+        self.tracing = dispatcher.tracing
         self.max = max(instance.max for instance in instances)
         self.pass_on: Callable[[], None] | None = None  # takes what is queued to the stage that replaced this
         # What an idle pipe's call reads is at hand here.
@@ -49,10 +50,11 @@ class Stage:
         """What its instances run."""
         return [instance.backend for instance in self.instances.copy()]
 
-    def run(self, request: Request, journey: Waits | None = None) -> None:
+    def run(self, request: Request, journey: Waits | None = None, node: str = "") -> None:
         """Run one request in the caller's thread, or wait while another thread runs it.
 
-        If its ``journey``, where it is on one, is over before its turn comes, it is not run.
+        If its ``journey``, where it is on one, is over before its turn comes, it is not run. ``node`` is
+        where it has come to, if the journey does not know.
         """
         try:
             instance, wait = None, False
@@ -75,16 +77,21 @@ class Stage:
                 except IndexError:
                     pass
             if instance is None:
-                return self._run_queued(request, journey)
+                return self._run_queued(request, journey, node)
             try:
                 wait = (portion is not None and instance.behind()) or (
                     company is not None and company.patience.wait(1, perf_counter(), instance.costs) > 0
                 )
-                error = None if wait else instance.execute_one(request)
+                if wait:
+                    error = None
+                elif journey is None:
+                    error = instance.execute_one(request)
+                else:
+                    error = self._execute_along(instance, request, journey, node)
             finally:
                 self.free.append(instance)
             if wait:
-                return self._run_queued(request, journey)
+                return self._run_queued(request, journey, node)
             if self.pending:
                 self.dispatch()
             if error is not None:
@@ -96,8 +103,28 @@ class Stage:
             self.pool.put(self.dispatch)  # a signal may have struck between freeing an instance and looking
             raise
 
-    def _run_queued(self, request: Request, journey: Waits | None) -> None:
+    def _execute_along(
+        self, instance: Instance, request: Request, journey: Waits, node: str
+    ) -> BaseException | None:
+        """Run a request that is on a journey, which may be recorded."""
+        recorder = self.tracing.recorder
+        if recorder is None:
+            return instance.execute_one(request)
+        batch = recorder.begin_alone(instance.node, instance.number, journey, node or journey.at)
+        if batch is None:
+            return instance.execute_one(request)
+        error: BaseException | None = None
+        try:
+            error = instance.execute_one(request)
+            return error
+        finally:
+            recorder.end_batch(batch, [error])
+            error = None  # its traceback may hold this frame
+
+    def _run_queued(self, request: Request, journey: Waits | None, node: str) -> None:
         ticket = Ticket(request, journey)
+        if journey is not None:
+            ticket.at = node or journey.at
         try:
             if self.queue.checks and (error := self.queue.refusal(ticket)) is not None:
                 raise error

@@ -12,6 +12,7 @@ from ..request import Request
 from .pool import Substitute
 from .reader import Reader
 from .selfwait import LOOK
+from .tracing import Traced
 
 WOKEN = 60.0
 """Seconds for which a thread that was struck while it waited still waits, so as to wake the next."""
@@ -19,6 +20,9 @@ WOKEN = 60.0
 
 class Waits(Protocol):
     """For whom a request waits at a stage, as far as its ticket knows."""
+
+    at: str
+    """The node that the request has come to last."""
 
     def deadline(self) -> float | None:
         """When the request must be done, on the clock of ``time.monotonic()``."""
@@ -28,6 +32,9 @@ class Waits(Protocol):
 
     def reader(self) -> Reader | None:
         """Who reads what is yielded for it, if anybody."""
+
+    def traced(self) -> tuple[Traced, str] | None:
+        """The request that is recorded, and which part of it this is; None if it is not recorded."""
 
 
 class Way(Waits, Protocol):
@@ -73,6 +80,7 @@ class Ticket:
         "_following",
         "_interruptible",
         "_wake",
+        "at",
         "came",
         "error",
         "journey",
@@ -84,6 +92,7 @@ class Ticket:
     )
     weight: int  # how much of a batch it takes; of a selection that looks at requests when they come
     score: float  # what it is like: near scores go well together; the same
+    at: str  # the node, for a record; where a thread sleeps, and a journey knows whether it is recorded
 
     def __init__(self, request: Request, journey: Any = None, node: Any = None) -> None:
         self.request = request

@@ -17,13 +17,14 @@ from .faults import Faults
 from .pool import Pool
 from .sending import drop, go_on
 from .ticket import Ticket, Waits
+from .tracing import Tracing
 
 
 class Unscheduled:
     """One instance without a queue: as many threads enter it at once as call, with the batches they bring."""
 
-    def __init__(self, name: str, backend: Backend, pool: Pool, faults: Faults) -> None:
-        self.name, self.backend = name, backend
+    def __init__(self, name: str, backend: Backend, pool: Pool, faults: Faults, tracing: Tracing) -> None:
+        self.name, self.backend, self._tracing = name, backend, tracing
         self._pool, self._faults = pool, faults
         self._waiting: dict[Ticket, None] = {}
         self.max, self.min = backend.max, backend.min
@@ -42,9 +43,22 @@ class Unscheduled:
 
             self.forward = on_gpu(backend.forward, gpu)
 
-    def run(self, request: Request, journey: Waits | None = None) -> None:
+    def run(self, request: Request, journey: Waits | None = None, node: str = "") -> None:
         """Run one request in the caller's thread."""
-        self.run_all([request])
+        recorder = self._tracing.recorder
+        batch = recorder and journey and recorder.begin_alone(self.name, get_ident(), journey, node)
+        if recorder is None or not batch:
+            self.run_all([request])
+            return
+        error: BaseException | None = None
+        try:
+            self.run_all([request])
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            recorder.end_batch(batch, [error])
+            error = None  # its traceback holds this frame
 
     def run_all(self, batch: list[Request]) -> None:
         """Run ``batch``, whose size must be in the backend's range."""
@@ -118,7 +132,7 @@ class Unscheduled:
             for part in self._yielding:
                 part.readers[id(ticket.request)] = reader
         try:
-            self.run(ticket.request)
+            self.run(ticket.request, ticket.journey, ticket.node.name)
         except BaseException as raised:
             error = raised
         for part in self._watched:

@@ -7,6 +7,7 @@ from typing import Any, NoReturn
 
 from ..errors import CancelledError
 from ..raised import own_copy
+from .tracing import Traced
 
 
 class Wanted:
@@ -15,16 +16,20 @@ class Wanted:
     For requests that the caller's own thread takes along this is their whole journey, as far as tickets know.
 
     Args:
-        cancelled: the caller's. What it raises is the caller's own error, and cancels, too.
+        cancelled: the caller's. What it raises is the caller's own error, and cancels, too. None: it has
+            none, and this is here only since the request is recorded.
+        record: of the request, if it is recorded.
     """
 
-    __slots__ = ("_cancelled", "_error")
+    __slots__ = ("_cancelled", "_error", "asks", "at", "record")
     SOON = 0.02
     """Seconds after which a thread that waits asks first; many that ask often take the lock away."""
 
-    def __init__(self, cancelled: Callable[[], Any]) -> None:
-        self._cancelled = cancelled
+    def __init__(self, cancelled: Callable[[], Any] | None, record: Traced | None = None) -> None:
+        self.asks = cancelled is not None
+        self._cancelled = cancelled or bool
         self._error: BaseException | None = None
+        self.record, self.at = record, ""
 
     def over(self) -> bool:
         """Whether it is cancelled."""
@@ -53,6 +58,10 @@ class Wanted:
 
     def reader(self) -> None:
         """Nobody reads while it runs."""
+
+    def traced(self) -> tuple[Traced, str] | None:
+        """The request, if it is recorded."""
+        return None if self.record is None else (self.record, "")
 
     def deadline(self) -> float | None:
         """It has none; a call with one does not go along with its request."""
