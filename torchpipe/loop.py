@@ -103,6 +103,54 @@ class EventLoop:
                 self._loop, self._thread = loop, thread
 
 
+class LoopHere(EventLoop):
+    """Without a thread: coroutines run in the one that waits for them.
+
+    Where that one has a loop of its own that runs, as a notebook's has, another thread runs them after all.
+    """
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name)
+        self._aside = EventLoop(name)
+        self._inside = 0  # the thread that runs coroutines
+
+    def run(self, jobs: Sequence[Job], given_up: Sequence[Callable[[], bool] | None]) -> list[Ended]:
+        if asyncio._get_running_loop() is not None:
+            return self._aside.run(jobs, given_up)
+        with self._lock:
+            if self._closed.is_set():
+                raise PipeClosedError("this pipe was closed, and awaits nothing any more; build a new one")
+            loop = self._loop = self._loop or asyncio.new_event_loop()
+        task = loop.create_task(_all(jobs, given_up))
+        self._inside = get_ident()
+        try:
+            return loop.run_until_complete(task)
+        except BaseException:  # an interrupt
+            task.cancel()
+            with contextlib.suppress(BaseException):
+                loop.run_until_complete(task)
+            raise
+        finally:
+            self._inside = 0
+
+    def runs_here(self) -> bool:
+        return self._inside == get_ident() or self._aside.runs_here()
+
+    def close(self) -> None:
+        self._aside.close()
+        with self._lock:
+            self._closed.set()
+            loop, self._loop = self._loop, None
+        if loop is None:
+            return
+        if left := asyncio.all_tasks(loop):
+            for task in left:
+                task.cancel()
+            loop.run_until_complete(asyncio.wait(left, timeout=PATIENCE))
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
+
+
 class _Waited:
     """What one thread waits for: coroutines that run side by side in the loop."""
 

@@ -57,7 +57,7 @@ from .errors import (
 from .event import Event
 from .loop import working_thread
 from .partials import AsyncPartials, Partials, Reading
-from .raised import as_error
+from .raised import as_error, without_engine
 from .request import Request
 from .stats import pipe_stats
 from .trace import Trace
@@ -97,6 +97,9 @@ class Pipe:
             others, and each node that they come to runs batches of what came to it, of each size, in every
             instance (``warmup`` rounds, 1 by default). With ``node_name`` of a node inside the graph, a
             request warms up that node alone. They are not counted in ``stats()`` and never modified.
+        debug: run everything in the thread that calls, one request at a time and one node after the other:
+            breakpoints work, and a traceback leads from the call to the backend's own code. Answers, errors
+            and checks are the same. Batches have one request; no time-out ends anything.
 
     Raises:
         ConfigError: for any mistake in the configuration, a node that shall warm up (``warmup = N``) and
@@ -107,7 +110,22 @@ class Pipe:
     # Not in the dict, which a copy shares: the pipe of which this is one, or None.
     __slots__ = ("__dict__", "__weakref__", "_original")
 
-    def __init__(self, config: Any, *, warmup: Request | list[Request] = ()) -> None:  # type: ignore[assignment]
+    def __new__(
+        cls,
+        config: Any = None,
+        *,
+        warmup: Request | list[Request] = (),  # type: ignore[assignment]
+        debug: bool = False,
+    ) -> Pipe:
+        return object.__new__(_Debugged if debug and cls is Pipe else cls)
+
+    def __init__(
+        self,
+        config: Any,
+        *,
+        warmup: Request | list[Request] = (),  # type: ignore[assignment]
+        debug: bool = False,
+    ) -> None:
         self._original: Pipe | None = None
         self._given = _kept(config)
         self.config = load(config)
@@ -116,7 +134,7 @@ class Pipe:
         self._dropped = False  # nobody refers to it any more
         self._traced: Trace | None = None
         graph = check_graph(self.config.nodes)
-        self._nodes = Nodes(self.config, graph)
+        self._nodes = Nodes(self.config, graph, debug)
         self._tracing = self._nodes.tracing
         try:
             self._nodes.build()
@@ -604,6 +622,7 @@ class Pipe:
             stage.refuse_reentry()
         calls = Calls(1)
         leaves = (wanted is not None and wanted.asks) or threading.current_thread() is threading.main_thread()
+        leaves = leaves or self._nodes.pool.here  # then none is queued
         call = Call(
             given,
             functools.partial(calls.tell, 0),
@@ -750,6 +769,31 @@ class Pipe:
             else:
                 stage.flush(error)
         self._readings.end(error)
+
+
+class _Debugged(Pipe):
+    """With ``debug=True``: a traceback leads from the call to the backend's own code, and nothing between."""
+
+    __slots__ = ()
+
+    def __call__(
+        self,
+        data: Request | list[Request] | None = None,
+        *,
+        timeout: float | None = None,
+        cancelled: Callable[[], Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        caught: BaseException | None = None
+        try:
+            super().__call__(data, timeout=timeout, cancelled=cancelled, **kwargs)
+        except BaseException as error:
+            caught = without_engine(error)
+        try:
+            if caught is not None:
+                raise caught
+        finally:
+            caught = None  # its traceback holds this frame: no cycle may keep the request alive
 
 
 def _is_wanted(future: asyncio.Future[Any]) -> bool:

@@ -6,6 +6,7 @@ import asyncio
 import builtins
 import concurrent.futures
 import contextlib
+import os
 import sys
 import threading
 import types
@@ -185,3 +186,28 @@ def report(error: BaseException) -> None:
     except BaseException as raised:  # a hook of the user's, of whatever class: it must not end our thread
         with contextlib.suppress(BaseException):
             sys.__excepthook__(type(raised), raised, raised.__traceback__)
+
+
+OURS = (
+    *("engine", "pipe.py", "waits.py", "loop.py", "raised.py"),
+    *(f"backends/{name}.py" for name in ("base", "awaited", "yielding", "python", "given")),
+)
+"""The folders and files of this package that stand between a call and what a user wrote."""
+
+_ROOT = os.path.dirname(__file__)
+_BETWEEN = tuple(os.path.join(_ROOT, *path.split("/")) for path in OURS)
+
+
+def without_engine(error: BaseException) -> BaseException:
+    """Take the frames out of its traceback that stand between a call and a user's code, if any are left."""
+    traceback, kept = _TRACEBACK.__get__(error), []
+    while traceback is not None:
+        if not traceback.tb_frame.f_code.co_filename.startswith(_BETWEEN):
+            kept.append(traceback)
+        traceback = traceback.tb_next
+    if not kept:
+        return error
+    for each in reversed(kept):
+        traceback = types.TracebackType(traceback, each.tb_frame, each.tb_lasti, each.tb_lineno)
+    _TRACEBACK.__set__(error, traceback)
+    return error

@@ -16,6 +16,7 @@ from ..config.pipe_config import Limits
 from ..errors import DeadlineError, PipeClosedError
 from ..waits import aside, surely
 from .call import Call
+from .here import Turns
 from .limit import Limit
 from .lost import Count, Lost
 from .nodes import Nodes
@@ -36,7 +37,9 @@ class Entrance:
 
     def __init__(self, routing: Routing, limits: Limits, nodes: Nodes) -> None:
         self.closed = ""
-        self.inside: deque[int] = deque()  # its length is the number of requests inside
+        here = nodes.pool.here  # one at a time, for debugging; and nobody is late
+        # Its length is the number of requests inside.
+        self.inside: deque[int] = Turns(nodes.waited_for_here) if here else deque()
         # Stepping an iterator counts one in; a call could be interrupted before the try that counts it out.
         # It gives the request's number, since append answers None, which is false.
         self._numbers = itertools.count()
@@ -47,7 +50,7 @@ class Entrance:
         self.lost = Lost()
         self._routing, self._pool, self._tracing = routing, nodes.pool, nodes.tracing
         self.limit: Limit | None = None
-        if limits.max_pending or limits.max_pending_bytes:
+        if (limits.max_pending or limits.max_pending_bytes) and not here:
             self.limit = Limit(
                 limits.max_pending or UNLIMITED,
                 limits.max_pending_bytes or math.inf,
@@ -143,6 +146,8 @@ class Entrance:
         try:
             for call in calls:
                 call.entered = True
+                if self._pool.here:
+                    call.deadline = None
             if new:
                 self.more.add(len(calls))
                 self.refuse_closed()  # once more, now that a close would wait for them

@@ -43,6 +43,7 @@ class Instance:
         self._faults = faults  # of GPUs
         self.node, self.where = node, where
         self.number = next(_numbers)  # no other one in this process has
+        self.home = 0  # the one thread that may run it, where it has no thread of its own for that
         self.split = split  # whether a failed batch is split until the guilty request is alone
         self.max, self.min = backend.max, backend.min
         self.most = self.max  # requests in a batch, less than max while memory does not suffice for those

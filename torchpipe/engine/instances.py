@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import threading
+from _thread import get_ident
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ from .bound import BoundThread
 from .dispatcher import Dispatcher
 from .faults import Faults
 from .handover import put_in
+from .here import StageHere
 from .instance import Instance
 from .pool import Pool
 from .rounds import Bar, Runner, own_sample, run_batches, sample_of, sizes
@@ -221,6 +223,8 @@ class Instances:
 
         if not blueprint.bound:
             return build
+        if self._pool.here:
+            return functools.partial(_build_at_home, build)
         return functools.partial(self._build_bound, build)
 
     def _build_bound(self, build: Callable[[], Instance]) -> Instance:
@@ -268,7 +272,8 @@ class Instances:
         dispatcher = Dispatcher(name, instances, rules, self._pool, inboxes, self._alarm, self._tracing)
         for thread in bound.values():
             thread.attach(dispatcher)
-        return Stage(name, instances, rules, dispatcher)
+        kind = StageHere if self._pool.here else Stage
+        return kind(name, instances, rules, dispatcher)
 
     def _selection(self, instances: list[Instance]) -> InOrder | None:
         options, blueprint = self._node.options, self._node.weigh
@@ -291,6 +296,12 @@ class Instances:
                 "threads at once; say shared = True in its class if it allows that"
             )
         return ByWeight(limits[0], weigher)
+
+
+def _build_at_home(build: Callable[[], Instance]) -> Instance:
+    instance = build()
+    instance.home = get_ident()
+    return instance
 
 
 def _runners(stage: Stage | Unscheduled) -> list[Runner]:

@@ -23,6 +23,7 @@ from ..request import Request
 from .alarm import Alarm
 from .faults import Faults
 from .handover import hand_over, refuse_all, wait_for_idle
+from .here import PoolHere
 from .instance import runs_here
 from .instances import Instances
 from .journey import begin
@@ -40,15 +41,20 @@ class Nodes:
     """All nodes by name, with the threads and backends that they need.
 
     There are no threads and backends before :meth:`build`, so whoever has these can release them.
+
+    Args:
+        config, graph: what was read and checked.
+        here: whether everything runs in the threads that call, for debugging.
     """
 
-    def __init__(self, config: PipeConfig, graph: Graph) -> None:
+    def __init__(self, config: PipeConfig, graph: Graph, here: bool = False) -> None:
         self.owned: dict[str, Instances] = {}  # by the name of the node that has them
         self._routes: dict[str, Route] = {}
         self._config, self._graph = config, graph
         self._owners = [node for node in config.nodes.values() if node.lender == node.name]
         total = sum(group.instance_num for node in self._owners for group in node.groups)
-        self.pool, self.alarm = Pool(total, "torchpipe"), Alarm("torchpipe-alarm")
+        self.pool = PoolHere("torchpipe") if here else Pool(total, "torchpipe")
+        self.alarm = Alarm("torchpipe-alarm")
         self.faults = Faults(self._gpu_is_lost)
         self.tracing = Tracing()
         self.by_name: dict[str, Node] = {}
@@ -82,6 +88,8 @@ class Nodes:
 
     def watch(self) -> None:
         """Look for stuck instances from now on, where a node asks for that: a warm-up may take its time."""
+        if self.pool.here:
+            return  # a breakpoint may take its time as well
         if self.watchdog is None and any(owned.options.stuck_after for owned in self.owned.values()):
             self.watchdog = Watchdog(self.owned)
             self.watchdog.start()

@@ -33,6 +33,8 @@ class Pool:
     (a callback that calls a pipe, a backend that does) is made up for by one more while it waits.
     """
 
+    here = False  # whether there are none, and all runs in the threads that call
+
     def __init__(self, size: int, name: str) -> None:
         self._size, self._name = size, name
         self.loop = EventLoop(f"{name}-loop")  # for what is awaited; outlives the threads here
