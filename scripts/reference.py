@@ -18,7 +18,7 @@ import backend_pages
 from translated import Chinese, English, Translation
 
 import torchpipe
-from torchpipe import errors
+from torchpipe import errors, testing
 from torchpipe.model import Model
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -38,7 +38,7 @@ these work together, [backends](backends/index.md) lists the backends, and [erro
 METHODS: dict[Any, tuple[str, ...]] = {
     torchpipe.Pipe: (
         *("__call__", "submit", "async_call", "max", "min", "explain", "stats"),
-        *("health", "reload", "close"),
+        *("trace", "health", "reload", "close"),
     ),
     Model: ("__call__", "submit", "close"),
     torchpipe.Event: (
@@ -52,6 +52,7 @@ API: dict[str, tuple[Any, ...]] = {
         *(torchpipe.Backend, torchpipe.register_backend, torchpipe.register_filter, torchpipe.Status),
         *(torchpipe.unregister, torchpipe.is_registered),
     ),
+    "Testing": (testing.run_backend, testing.check_backend, testing.registrations),
     "Looking": (
         *(
             torchpipe.backends,

@@ -35,6 +35,7 @@ FRAME = {
     "Calling": "调用",
     "Extending": "扩展",
     "Looking": "查看",
+    "Testing": "测试",
     "1": "1",
     "1 to max": "1 到 max",
     "any number": "不限",

@@ -33,6 +33,7 @@ NEEDS = {
     "docs/serve/fastapi.md": "fastapi",
     "docs/serve/metrics.md": "prometheus_client",
     "docs/serve/ray.md": "ray",
+    "docs/node/opentelemetry.md": "opentelemetry.sdk",
 }
 """What the code of a page needs beyond what the others do; where that is not installed, it is skipped."""
 MODULES = ["torchpipe.pipe", "torchpipe.model", "torchpipe.reference", "torchpipe.registry"]
