@@ -90,8 +90,9 @@ class _Events:
         self._origin, self._now = recorder.began, perf_counter()
         self._requests, self._running = requests, recorder.unfinished()
         self._batches: dict[Batch, list[tuple[Traced, Step]]] = {}
-        for traced in requests:
-            for step in traced.steps.copy():
+        self._steps = {traced: traced.steps.copy() for traced in requests}  # others may add to them meanwhile
+        for traced, steps in self._steps.items():
+            for step in steps:
                 self._batches.setdefault(step.batch, []).append((traced, step))
         self._processes = {name: REQUESTS + 1 + i for i, name in enumerate(nodes)}
         for batch in [*self._batches, *self._running]:
@@ -104,9 +105,9 @@ class _Events:
         for batch, members in self._batches.items():
             if batch.lane is not None:
                 yield self._batch(batch, members)
-        for batch in self._running:
+        for batch, inside in self._running.items():
             if batch not in self._batches:
-                members = [(m.traced, Step(batch, m.node, m.part, m.came)) for m in batch.members]
+                members = [(m.traced, Step(batch, m.node, m.part, m.came)) for m in inside]
                 yield self._batch(batch, members, unfinished=True)
         for lane, row in _packed(self._rows()):
             yield from self._row(lane, row)
@@ -155,7 +156,7 @@ class _Events:
 
     def _rows(self) -> Iterator[Row]:
         for traced in self._requests:
-            steps = sorted(traced.steps.copy(), key=lambda step: (step.came, -(step.batch.ended)))
+            steps = sorted(self._steps[traced], key=lambda step: (step.came, -(step.batch.ended)))
             beside: list[list[Step]] = []
             ends: list[float] = []
             for step in steps:

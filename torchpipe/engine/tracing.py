@@ -262,13 +262,14 @@ class Recorder:
 
     # What is there
 
-    def unfinished(self) -> list[Batch]:
-        """The batches that run now."""
-        found = []
+    def unfinished(self) -> dict[Batch, list[Member]]:
+        """The batches that run now, and the recorded requests of each."""
+        found = {}
         for batch in list(self.running.values()):
             each: Batch | None = batch
             while each is not None:
-                found.append(each)
+                if members := each.members:
+                    found[each] = members
                 each = each.outer
         return found
 
