@@ -196,12 +196,14 @@ class Pipe:
                 data.update(kwargs)
             if "event" in data:
                 self._call_evented([data], timeout)
+            elif timeout is None and "deadline" not in data and self._entrance.plain:
+                self._call_one(data, cancelled and Wanted(cancelled))
             elif timeout is None and "deadline" not in data and self._entrance.limit is None:
                 recorder = self._tracing.recorder
-                if recorder is None or not (next(recorder.draws) or recorder.key in data):
-                    self._call_one(data, cancelled and Wanted(cancelled))
-                else:
+                if recorder is not None and (next(recorder.draws) or recorder.key in data):
                     self._call_recorded(data, cancelled, recorder)
+                else:
+                    self._call_one(data, cancelled and Wanted(cancelled))
             else:
                 self._call_waiting([data], timeout, cancelled and Wanted(cancelled))
         elif isinstance(data, list):
@@ -358,7 +360,7 @@ class Pipe:
             ImportError: OpenTelemetry is not installed (``pip install '.[trace]'``).
         """
         self._entrance.refuse_closed()
-        self._traced = start_trace(self._tracing, to, rate, limit, lambda: list(self._nodes.by_name))
+        self._traced = start_trace(self._entrance, to, rate, limit, self._nodes.by_name)
         return self._traced
 
     # Ending

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from . import tracefile
-from .engine.tracing import Recorder, Tracing
+from .engine.entrance import Entrance
+from .engine.tracing import Recorder
 from .errors import ConfigError, shown
 
 
@@ -21,12 +22,12 @@ class Trace:
 
     def __init__(
         self,
-        tracing: Tracing,
+        entrance: Entrance,
         recorder: Recorder,
         path: str | os.PathLike[str] | None,
-        nodes: Callable[[], Iterable[str]],
+        nodes: Iterable[str],
     ) -> None:
-        self._tracing, self._recorder, self._path, self._nodes = tracing, recorder, path, nodes
+        self._entrance, self._recorder, self._path, self._nodes = entrance, recorder, path, nodes
         self._ending = threading.Lock()
         self._stopped = False
 
@@ -36,7 +37,7 @@ class Trace:
         Raises:
             OSError: the file cannot be written.
         """
-        tracefile.write(self._recorder, path, self._nodes())
+        tracefile.write(self._recorder, path, self._nodes)
 
     def stop(self) -> None:
         """End it, and write the file. What is inside then is in it as far as it has come; a second call does
@@ -49,8 +50,8 @@ class Trace:
             if self._stopped:
                 return
             self._stopped = True
-            if self._tracing.recorder is self._recorder:
-                self._tracing.recorder = None
+            if self._entrance.tracing.recorder is self._recorder:
+                self._entrance.record(None)
             self._recorder.stop()
             if self._path is not None:
                 self.write(self._path)
@@ -62,7 +63,7 @@ class Trace:
         self.stop()
 
 
-def start(tracing: Tracing, to: Any, rate: float, limit: int, nodes: Callable[[], Iterable[str]]) -> Trace:
+def start(entrance: Entrance, to: Any, rate: float, limit: int, nodes: Iterable[str]) -> Trace:
     """Begin to record what ``pipe.trace`` was asked for."""
     if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate <= 1:
         raise ConfigError(f"rate = {shown(rate)}: the share of the requests, above 0 and at most 1")
@@ -83,7 +84,7 @@ def start(tracing: Tracing, to: Any, rate: float, limit: int, nodes: Callable[[]
         raise ConfigError(
             f"pipe.trace({shown(to)}): the name of a file, or what OpenTelemetry calls a tracer provider"
         )
-    if tracing.recorder is not None:
+    if entrance.tracing.recorder is not None:
         raise ConfigError("this pipe is traced already; stop that first")
-    tracing.recorder = recorder
-    return Trace(tracing, recorder, path, nodes)
+    entrance.record(recorder)
+    return Trace(entrance, recorder, path, nodes)

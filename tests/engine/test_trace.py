@@ -394,3 +394,13 @@ def test_a_trace_that_begins_and_ends_under_load_harms_nobody(path):
             Read(path).check()
         done.set()
         assert all(call.answer() for call in calls)
+
+
+def test_a_pipe_that_nobody_has_any_more_ends_with_its_trace(path):
+    model = pipe({"backend": "Identity"})
+    model.trace(path)
+    model({"data": 1})
+    gone = weakref.ref(model)
+    del model
+    assert gone() is None
+    assert len(Read(path).requests) == 1

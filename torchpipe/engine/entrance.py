@@ -23,6 +23,7 @@ from .nodes import Nodes
 from .routing import Routing
 from .sending import drop, enqueue, tickets_of
 from .ticket import Step, Ticket
+from .tracing import Recorder
 from .wanted import Wanted
 
 
@@ -48,8 +49,9 @@ class Entrance:
         self._looking = threading.Lock()
         self.more = Count()  # requests that came without such a number
         self.lost = Lost()
-        self._routing, self._pool, self._tracing = routing, nodes.pool, nodes.tracing
+        self._routing, self._pool, self.tracing = routing, nodes.pool, nodes.tracing
         self.limit: Limit | None = None
+        self.plain = False  # whether a caller's thread may just go along: no limit, and nothing is recorded
         if (limits.max_pending or limits.max_pending_bytes) and not here:
             self.limit = Limit(
                 limits.max_pending or UNLIMITED,
@@ -59,6 +61,12 @@ class Entrance:
                 nodes.run_here,
                 nodes.waited_for_here,
             )
+        self.record(None)
+
+    def record(self, recorder: Recorder | None) -> None:
+        """Record what runs from now on, or nothing any more."""
+        self.tracing.recorder = recorder
+        self.plain = recorder is None and self.limit is None
 
     def requests(self) -> int:
         """How many have come so far, those that were not let in among them."""
@@ -79,8 +87,8 @@ class Entrance:
 
     def admit(self, call: Call, wanted: Wanted | None = None) -> None:
         """Let a request in, waiting for room where that is limited, and send it on its way."""
-        if self._tracing.recorder is not None:
-            call.record = self._tracing.recorder.chooses(call.given)
+        if self.tracing.recorder is not None:
+            call.record = self.tracing.recorder.chooses(call.given)
         try:
             if self.limit is not None:
                 self.refuse_closed()
@@ -92,8 +100,8 @@ class Entrance:
 
     async def admit_async(self, call: Call) -> None:
         """The same, without blocking the event loop."""
-        if self._tracing.recorder is not None:
-            call.record = self._tracing.recorder.chooses(call.given)
+        if self.tracing.recorder is not None:
+            call.record = self.tracing.recorder.chooses(call.given)
         try:
             if self.limit is not None:
                 await self._let_in(call, self.limit)
