@@ -37,7 +37,7 @@ these work together, [backends](backends/index.md) lists the backends, and [erro
 }
 METHODS: dict[Any, tuple[str, ...]] = {
     torchpipe.Pipe: (
-        *("__call__", "submit", "async_call", "max", "min", "explain", "stats"),
+        *("__call__", "submit", "async_call", "stream", "async_stream", "max", "min", "explain", "stats"),
         *("trace", "health", "reload", "close"),
     ),
     Model: ("__call__", "submit", "close"),

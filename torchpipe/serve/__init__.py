@@ -11,7 +11,7 @@ from typing import Any
 
 from .handle import Rules
 from .http import Application, Doors
-from .models import models_of
+from .models import Traces, models_of
 
 
 def asgi(
@@ -31,6 +31,8 @@ def asgi(
     access_log: bool = False,
     page: bool = True,
     metrics: bool = True,
+    trace: str = "",
+    trace_rate: float = 1.0,
 ) -> Application:
     """An ASGI application, to be run by any such server or mounted into another application.
 
@@ -58,6 +60,9 @@ def asgi(
         page: whether there is a page for people at the root, with the models, their graphs, and forms to
             try them.
         metrics: whether ``/metrics`` tells Prometheus what happens (the extra ``metrics``).
+        trace: a folder where what runs is recorded, a file for each pipe that the server builds, which is
+            written when that is closed; see ``pipe.trace``.
+        trace_rate: the share of the requests that is recorded.
 
     Raises:
         ConfigError: for a mistake in a configuration, its table ``[serve]``, or a name.
@@ -77,7 +82,7 @@ def asgi(
         page,
         metrics,
     )
-    return Application(models_of(models), rules, doors)
+    return Application(models_of(models, Traces(trace, trace_rate)), rules, doors)
 
 
 def serve(

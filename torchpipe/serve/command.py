@@ -57,6 +57,8 @@ def serve(options: argparse.Namespace) -> int:
         access_log=options.access_log,
         page=not options.no_page,
         metrics=not options.no_metrics,
+        trace=options.trace,
+        trace_rate=options.trace_rate,
     )
     return 0 if done else 1
 
@@ -162,11 +164,19 @@ def add_arguments(command: argparse.ArgumentParser) -> None:
     command.add_argument("--private-key", default="", metavar="FILE", help="of the certificate")
     command.add_argument("--access-log", action="store_true", help="log a line for each request")
     command.add_argument("--no-page", action="store_true", help="no page for people at the root")
+    command.add_argument(
+        "--trace", default="", metavar="FOLDER", help="record what runs, in files for Perfetto"
+    )
+    command.add_argument("--trace-rate", type=_share, default=1.0, help="the share of requests recorded")
     command.add_argument("--no-metrics", action="store_true", help="nothing at /metrics for Prometheus")
 
 
 def _port(text: str) -> int:
     return _between(int(text), 0, 65535)
+
+
+def _share(text: str) -> float:
+    return _between(float(text), 0.0, 1.0)
 
 
 def _names(text: str) -> list[str]:

@@ -102,6 +102,11 @@ class Caller:
             raise RefusedError(400, f"metadata {PRIORITY_KEY}: {shown(text)} is no such number")
         return value
 
+    def trace(self) -> dict[str, str]:
+        """The trace that the call is a part of, if the client says so."""
+        keys = ("traceparent", "tracestate") if "traceparent" in self._metadata else ()
+        return {key: str(self._metadata[key]) for key in keys if key in self._metadata}
+
     @property
     def ending(self) -> bool:
         """Whether the time for calls inside is over."""
@@ -343,6 +348,7 @@ class Service:
         asked.timeout = caller.left()
         if self._application.rules.allow_priority:
             asked.priority = caller.priority()
+        asked.trace = caller.trace()
         return asked
 
     def inside(self) -> Inside:

@@ -107,7 +107,7 @@ def _run(
 
 
 def settle(requests: list[Request], asked: Inference, rules: Rules) -> float | None:
-    """Write the priority into the requests; the deadline on the clock of ``time.monotonic``, or None."""
+    """Write priority and trace into the requests; the deadline on the clock of ``monotonic``, or None."""
     priority = asked.priority
     if asked.parameters.get("priority", 0) != 0:
         priority = asked.parameters["priority"]
@@ -118,6 +118,8 @@ def settle(requests: list[Request], asked: Inference, rules: Rules) -> float | N
     if priority is not None and rules.allow_priority:
         for request in requests:
             request["priority"] = priority
+    for request in requests if asked.trace else ():
+        request.update(asked.trace)
     timeout = asked.timeout
     micros = asked.parameters.get("timeout", 0)
     if type(micros) is not int or not 0 <= micros < 2**63:

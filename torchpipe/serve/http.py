@@ -66,6 +66,7 @@ ANSWERING = "torchpipe.answering"
 
 TIMEOUT_HEADER = b"x-request-timeout"
 PRIORITY_HEADER = b"x-request-priority"
+TRACE_HEADER = b"traceparent"
 ID_HEADER = b"x-request-id"
 
 
@@ -444,6 +445,12 @@ class Application:
         asked.timeout = _number(headers, TIMEOUT_HEADER, 0.0)
         if self.rules.allow_priority:
             asked.priority = _number(headers, PRIORITY_HEADER, -math.inf)
+        if TRACE_HEADER in headers:
+            asked.trace = {
+                key: headers[name].decode("latin-1")
+                for key, name in (("traceparent", TRACE_HEADER), ("tracestate", b"tracestate"))
+                if name in headers
+            }
         answer = handle(model, asked, self.rules, left)
         if isinstance(answer, bytes):
             reply = Reply(200, answer)

@@ -33,6 +33,7 @@ class Inference:
         came: on the clock of ``time.perf_counter_ns``.
         timeout: seconds that a header gave, or None.
         priority: what a header gave, or None.
+        trace: ``traceparent`` and ``tracestate``, where a client sent them.
         held: memory that the call holds.
         shared: bytes of the inputs that were in shared memory.
         places: where outputs go in shared memory, by name; None for nowhere.
@@ -45,6 +46,7 @@ class Inference:
     came: int = 0
     timeout: float | None = None
     priority: float | None = None
+    trace: dict[str, str] = field(default_factory=dict)
     held: Held = field(default_factory=Held)
     shared: int = 0
     places: dict[str, Any] | None = None

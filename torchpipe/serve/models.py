@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import threading
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,10 +135,31 @@ class Model:
         return pipe
 
 
+@dataclass
+class Traces:
+    """Where what runs is recorded: a file for each pipe, written when that is closed.
+
+    Attributes:
+        folder: "" for nowhere.
+        rate: the share of the requests.
+    """
+
+    folder: str = ""
+    rate: float = 1.0
+    _numbers: Iterator[int] = field(default_factory=lambda: itertools.count(1))
+
+    def start(self, name: str, pipe: Pipe) -> None:
+        """Record what runs in the pipe of a model."""
+        if self.folder:
+            file = f"{name}-{os.getpid()}-{next(self._numbers)}.json.gz"  # several processes share the folder
+            pipe.trace(os.path.join(self.folder, file), rate=self.rate)
+
+
 class Models:
     """All models of a server; they may be loaded and unloaded while it runs, by any thread."""
 
-    def __init__(self, models: Iterable[Model] = ()) -> None:
+    def __init__(self, models: Iterable[Model] = (), traces: Traces | None = None) -> None:
+        self._traces = traces or Traces()
         self._models: dict[str, Model] = {}
         self._changing = threading.Lock()
         for model in models:
@@ -187,6 +209,7 @@ class Models:
                 raise RefusedError(400, f"model {name!r} does not build: {error}") from error
             try:
                 signature = read_signature(pipe.config.serve)
+                self._traces.start(name, pipe)
             except ConfigError as error:
                 pipe.close()
                 raise RefusedError(400, f"model {name!r} does not build: {error}") from error
@@ -214,7 +237,7 @@ class Models:
                     model.pipe.close(timeout=left)
 
 
-def models_of(given: Any) -> Models:
+def models_of(given: Any, traces: Traces | None = None) -> Models:
     """Models from a pipe, the path of a TOML file, a list of them, or a dict of them by name.
 
     A file without a name is called as its stem, a pipe ``model``.
@@ -233,7 +256,11 @@ def models_of(given: Any) -> Models:
             if any(model.name == name for model in found):
                 raise ConfigError(f"two models are named {name!r}; give one another name: NAME=FILE")
             found.append(_model(name, one))
-        return Models(found)
+        made = Models(found, traces)
+        for model in found:
+            if traces is not None and model.source is not None and model.pipe is not None:
+                traces.start(model.name, model.pipe)
+        return made
     except BaseException:
         for model in found:
             if model.source is not None and model.pipe is not None:
