@@ -50,7 +50,7 @@ def test_whatever_is_made_of_them_is_understood_or_refused(target):
 
 FORBIDDEN = {"eval", "exec", "compile", "__import__"}
 PICKLES = {"pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
-# Pickles pass between a process and its own children there, over a socket pair; or among those of a Ray cluster.
+# Pickles pass between a process and its own children there, over a socket pair; or within a cluster of Ray.
 OWN = {"channel.py", "parent.py", "child.py", "process.py", "ray.py"}
 
 
