@@ -56,6 +56,9 @@ class MissingKeyError(TorchpipeError, KeyError, IndexError, RuntimeError):
 
     __str__ = Exception.__str__  # KeyError would show the message in quotes
 
+    left_by: str = ""
+    """The node that left no such key for a map; "" where the request itself lacks it."""
+
 
 class PipeClosedError(TorchpipeError, RuntimeError):
     """The pipe was closed, or belongs to the process that this one was forked from.

@@ -409,3 +409,16 @@ def test_forty_threads_get_their_own_answers(echo):
     with ThreadPoolExecutor(40) as threads:
         answers = list(threads.map(ask, range(400)))
     assert answers == [[f"{number}", f"{-number}"] for number in range(400)]
+
+
+def test_a_node_that_leaves_nothing_for_a_map_is_422_since_the_client_asked_rightly():
+    config = {
+        "first": {"backend": "Identity", "next": "dark,light"},
+        "dark": {"backend": "Empty", "next": "both"},
+        "light": {"backend": "Identity", "next": "both"},
+        "both": {"backend": "Identity", "map": "dark[result:data],light[result:other]"},
+    }
+    with torchpipe.pipe(config) as pipe, Served(pipe) as served:
+        answer = served.infer(body=document("x"))
+        assert answer.status == 422
+        assert "'dark'" in answer.error

@@ -138,6 +138,8 @@ class Mapping:
             )
         left = ", ".join(repr(key) for key in found[0] if key not in (STREAMS_KEY, REASON_KEY)) or "nothing"
         why = told(found[0]) if key == TASK_RESULT_KEY else ""
-        raise MissingKeyError(
+        error = MissingKeyError(
             f"the map of node {self.name!r} needs the key {key!r} of {named}, which left {left}{why}"
         )
+        error.left_by = nodes[0]
+        raise error

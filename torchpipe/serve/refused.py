@@ -58,6 +58,8 @@ def refused(error: Exception, overload: int = 503, stacks: bool = False) -> Refu
         return RefusedError(503, _text(error))
     if isinstance(error, DeadlineError):
         return RefusedError(504, _text(error))
+    if isinstance(error, MissingKeyError) and error.left_by:  # a node could not process the request
+        return RefusedError(422, _text(error))
     if isinstance(error, (RequestError, MissingKeyError)) and not _raised_by_user(error):
         return RefusedError(400, _text(error))
     notes = getattr(error, "__notes__", ())
