@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 from typing import Any
 
-from torchpipe.serve import http
+from torchpipe.serve import routes
 
-_handle = http.handle
+_handle = routes.handle
 if "cancelled" not in inspect.signature(_handle).parameters:
     raise ImportError("handle() does not take `cancelled` any more; say here how hang-ups are watched now")
 
@@ -16,4 +16,4 @@ def unwatched(model: Any, asked: Any, rules: Any, cancelled: Any = None) -> Any:
     return _handle(model, asked, rules)
 
 
-http.handle = unwatched
+routes.handle = unwatched

@@ -10,8 +10,9 @@ from types import ModuleType
 from typing import Any
 
 from .handle import Rules
-from .http import Application, Doors
+from .http import Application
 from .models import Traces, models_of
+from .routes import Doors
 
 
 def asgi(

@@ -17,7 +17,8 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
-from .http import LEFT, Reply
+from .http import LEFT
+from .routes import Reply
 
 log = logging.getLogger("torchpipe.serve")
 

@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from ..http import Reply, Work
 from ..metrics import merge
 from ..refused import RefusedError
 from ..room import Held
+from ..routes import Reply, Work
 
 log = logging.getLogger("torchpipe.serve")
 
