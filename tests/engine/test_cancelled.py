@@ -4,7 +4,7 @@ import threading
 import time
 
 import pytest
-from threads import LIMIT, Call, all_at_once, backend, copy_data, queued, until
+from threads import LIMIT, Call, all_at_once, backend, queued, two_nodes, until
 
 from torchpipe import CancelledError, ReentryError, pipe
 
@@ -33,20 +33,7 @@ class Client:
 @pytest.fixture
 def ran(gate):
     """What has run at each node; the first stops at the gate."""
-    ran = {"first": [], "second": []}
-
-    def note(name, stop):
-        def forward(batch):
-            ran[name] += [request["data"] for request in batch]
-            if stop:
-                gate.stop()
-            copy_data(batch)
-
-        return forward
-
-    backend("First", note("first", True))
-    backend("Second", note("second", False), max=4)
-    return ran
+    return two_nodes(gate)
 
 
 def alone(model, request, client):

@@ -9,7 +9,7 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-from threads import LIMIT, Call, all_at_once, backend, copy_data, pipe_threads, until
+from threads import LIMIT, Call, all_at_once, backend, copy_data, pipe_threads, two_nodes, until
 
 import torchpipe
 from torchpipe import DeadlineError, pipe
@@ -18,19 +18,7 @@ from torchpipe import DeadlineError, pipe
 @pytest.fixture
 def held(gate):
     """A pipe of two nodes whose first one stops at the gate; what has run at each."""
-    ran = {"first": [], "second": []}
-
-    def note(name, stop):
-        def forward(batch):
-            ran[name] += [request["data"] for request in batch]
-            if stop:
-                gate.stop()
-            copy_data(batch)
-
-        return forward
-
-    backend("First", note("first", True))
-    backend("Second", note("second", False), max=4)
+    ran = two_nodes(gate)
     with pipe({"first": {"backend": "First", "next": "second"}, "second": {"backend": "Second"}}) as model:
         model.ran = ran
         yield model

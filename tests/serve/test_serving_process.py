@@ -23,24 +23,6 @@ from served import ROOT, Process, document
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
-SLOW = """
-import time
-import torchpipe
-
-@torchpipe.register_backend
-def slow(data):
-    time.sleep(float(data))
-    return 1
-"""
-
-
-@pytest.fixture
-def folder(tmp_path):
-    (tmp_path / "slow.py").write_text(SLOW)
-    (tmp_path / "slow.toml").write_text('backend = "slow"\ninstance_num = 4\n')
-    (tmp_path / "echo.toml").write_text('backend = "Identity"\n')
-    return tmp_path
-
 
 def in_thread(call):
     answers = []

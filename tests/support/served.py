@@ -101,12 +101,12 @@ def document(*values, name="data", datatype="BYTES", shape=None, **more):
     return {"inputs": [one], **more}
 
 
-class Process:
-    """`python -m torchpipe serve` in a process of its own."""
+class ServerProcess:
+    """`python -m torchpipe serve` in a process of its own, until it says where it listens."""
 
     def __init__(self, *arguments, cwd):
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "torchpipe", "serve", *map(str, arguments), "--http", "0"],
+            [sys.executable, "-m", "torchpipe", "serve", *map(str, arguments)],
             cwd=cwd,
             env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
             stderr=subprocess.PIPE,
@@ -115,13 +115,16 @@ class Process:
         self.log = []
         for line in self.process.stderr:
             self.log.append(line)
-            if "serving" in line:
+            if self.listens(line):
                 break
         else:
             raise AssertionError("".join(self.log))
-        self.port = int(self.log[-1].rsplit(":", 1)[1])
         self._reading = threading.Thread(target=self.log.extend, args=(self.process.stderr,))
         self._reading.start()
+
+    def listens(self, line):
+        """Whether this line of the log is the last one that says where it listens."""
+        raise NotImplementedError
 
     def __enter__(self):
         return self
@@ -135,6 +138,19 @@ class Process:
 
     def signal(self, number=signal.SIGTERM):
         self.process.send_signal(number)
+
+
+class Process(ServerProcess):
+    """The same with HTTP."""
+
+    def __init__(self, *arguments, cwd):
+        super().__init__(*arguments, "--http", "0", cwd=cwd)
+
+    def listens(self, line):
+        if "serving" not in line:
+            return False
+        self.port = int(line.rsplit(":", 1)[1])
+        return True
 
     def ask(self, method, path, body=None, **headers):
         return ask(self.port, method, path, body, **headers)

@@ -1,17 +1,12 @@
 """A server for tests of gRPC: in this process, or in a process of its own."""
 
 import contextlib
-import os
 import re
-import signal
-import subprocess
-import sys
-import threading
 
 import grpc
 import numpy as np
 import tritonclient.grpc as triton
-from served import ROOT
+from served import ServerProcess
 
 from torchpipe.serve import asgi, messages
 from torchpipe.serve.grpc_server import Server
@@ -47,43 +42,19 @@ class ServedGrpc:
             yield channel.unary_unary(path, response_deserializer=answer)
 
 
-class GrpcProcess:
+class GrpcProcess(ServerProcess):
     """`python -m torchpipe serve` in a process of its own, with gRPC, and HTTP if it is not switched off."""
 
     def __init__(self, *arguments, cwd):
-        ports = ["--grpc", "0"] + ([] if "--no-http" in arguments else ["--http", "0"])
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "torchpipe", "serve", *map(str, arguments), *ports],
-            cwd=cwd,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        self.log = []
         self.ports = {}
-        for line in self.process.stderr:
-            self.log.append(line)
-            if found := re.search(r"at (\w+)://\S*:(\d+)$", line):
-                self.ports[found[1]] = int(found[2])
-            if len(self.ports) == ("--no-http" not in arguments) + 1:
-                break
-        else:
-            raise AssertionError("".join(self.log))
-        self._reading = threading.Thread(target=self.log.extend, args=(self.process.stderr,))
-        self._reading.start()
+        self._with_http = "--no-http" not in arguments
+        http = ["--http", "0"] if self._with_http else []
+        super().__init__(*arguments, "--grpc", "0", *http, cwd=cwd)
 
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *exc):
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        self._reading.join()
-        self.process.stderr.close()
-
-    def signal(self, number=signal.SIGTERM):
-        self.process.send_signal(number)
+    def listens(self, line):
+        if found := re.search(r"at (\w+)://\S*:(\d+)$", line):
+            self.ports[found[1]] = int(found[2])
+        return len(self.ports) == self._with_http + 1
 
     @property
     def url(self):

@@ -89,6 +89,24 @@ def backend(name: str, forward: Callable[[list], None], **attributes: Any) -> No
     torchpipe.register_backend(type(name, (torchpipe.Backend,), members), name)
 
 
+def two_nodes(gate: Gate) -> dict[str, list[Any]]:
+    """Register First, which stops at the gate, and Second; what has run at ``first`` and ``second``."""
+    ran: dict[str, list[Any]] = {"first": [], "second": []}
+
+    def note(name: str, stop: bool) -> Callable[[list], None]:
+        def forward(batch: list) -> None:
+            ran[name] += [request["data"] for request in batch]
+            if stop:
+                gate.stop()
+            copy_data(batch)
+
+        return forward
+
+    backend("First", note("first", True))
+    backend("Second", note("second", False), max=4)
+    return ran
+
+
 def copy_data(batch: list[dict]) -> None:
     for request in batch:
         request["result"] = request["data"]

@@ -98,12 +98,22 @@ def _run(
     pipe: Pipe, requests: list[Request], deadline: float | None, cancelled: Callable[[], bool] | None
 ) -> None:
     """All requests together; of several errors the first, once all are done."""
-    timeout = None
-    if deadline is not None:
-        timeout = deadline - time.monotonic()
-        if timeout <= 0:
-            raise DeadlineError("the time was over before the call began")
-    pipe(requests[0] if len(requests) == 1 else requests, timeout=timeout, cancelled=cancelled)
+    given = requests[0] if len(requests) == 1 else requests
+    pipe(given, timeout=time_left(deadline), cancelled=cancelled)
+
+
+def time_left(deadline: float | None) -> float | None:
+    """Seconds until a deadline on the clock of ``time.monotonic``; None without one.
+
+    Raises:
+        DeadlineError: there is none left.
+    """
+    if deadline is None:
+        return None
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise DeadlineError("the time was over before the call began")
+    return left
 
 
 def settle(requests: list[Request], asked: Inference, rules: Rules) -> float | None:

@@ -6,10 +6,10 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 
-from ..errors import CancelledError, ConfigError, DeadlineError, PipeClosedError
+from ..errors import CancelledError, ConfigError, PipeClosedError
 from ..partials import Partials
 from .answers import outputs_of, outputs_of_part
-from .handle import Rules, handle, requests_of, settle, told_of
+from .handle import Rules, handle, requests_of, settle, time_left, told_of
 from .inference import Inference
 from .models import Model
 from .shared_memory import store
@@ -51,10 +51,7 @@ def parts(
     partials = None
     try:
         sent = requests_of(asked, model.signature, pipe)
-        deadline = settle(sent, asked, rules)
-        timeout = None if deadline is None else deadline - time.monotonic()
-        if timeout is not None and timeout <= 0:
-            raise DeadlineError("the time was over before the call began")
+        timeout = time_left(settle(sent, asked, rules))
         if len(sent) == 1:
             try:
                 partials = pipe.stream(dict(sent[0]), timeout)
