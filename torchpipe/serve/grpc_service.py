@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hmac
 import logging
-import math
 import re
 import time
 from collections.abc import Callable, Iterator
@@ -20,8 +19,8 @@ from .grpc_infer import parameters_of, parsed, parsed_inference, read_inference,
 from .grpc_status import abort, code_of
 from .grpc_stream import Stream
 from .http import Application
-from .inference import Inference
-from .models import Model
+from .inference import Inference, number_of
+from .models import Model, refuse_overrides
 from .parts import Opened, parts, whole
 from .refused import RefusedError
 from .room import Held
@@ -92,15 +91,7 @@ class Caller:
     def priority(self) -> float | None:
         """What the metadata say, or None."""
         text = self._metadata.get(PRIORITY_KEY)
-        if text is None:
-            return None
-        try:
-            value = float(text)
-        except ValueError:
-            value = math.nan
-        if not math.isfinite(value):
-            raise RefusedError(400, f"metadata {PRIORITY_KEY}: {shown(text)} is no such number")
-        return value
+        return None if text is None else number_of(f"metadata {PRIORITY_KEY}", text)
 
     def trace(self) -> dict[str, str]:
         """The trace that the call is a part of, if the client says so."""
@@ -277,9 +268,7 @@ class Service:
     def _check_loading(self, request: Any) -> None:
         if not self._application.doors.loading:
             raise RefusedError(403, "this server does not let clients load and unload models")
-        given = parameters_of("the request", request.parameters)
-        if any(key == "config" or key.startswith("file:") for key in given):
-            raise RefusedError(400, "models are built from the server's own files, not from a client's")
+        refuse_overrides(parameters_of("the request", request.parameters))
 
     def _find(self, request: Any) -> Model:
         model: Model = self._models.find(request.name, request.version)

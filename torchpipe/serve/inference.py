@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..errors import shown
+from .refused import RefusedError
 from .room import Held
 from .tensors import Array, Elements
 
@@ -50,3 +53,18 @@ class Inference:
     held: Held = field(default_factory=Held)
     shared: int = 0
     places: dict[str, Any] | None = None
+
+
+def number_of(what: str, text: str, above: float = -math.inf) -> float:
+    """A finite number that a client says in a header, or in metadata.
+
+    Raises:
+        RefusedError: 400, it is none, or not above ``above``.
+    """
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not above < value < math.inf:
+        raise RefusedError(400, f"{what}: {shown(text)} is no such number")
+    return value

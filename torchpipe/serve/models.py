@@ -237,6 +237,12 @@ class Models:
                     model.pipe.close(timeout=left)
 
 
+def refuse_overrides(parameters: Iterable[str]) -> None:
+    """Raise a RefusedError where a client brings a configuration or files of its own to load a model from."""
+    if any(key == "config" or key.startswith("file:") for key in parameters):
+        raise RefusedError(400, "models are built from the server's own files, not from a client's")
+
+
 def models_of(given: Any, traces: Traces | None = None) -> Models:
     """Models from a pipe, the path of a TOML file, a list of them, or a dict of them by name.
 

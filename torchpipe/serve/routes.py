@@ -16,9 +16,9 @@ from ..errors import shown
 from . import about, page
 from .body import Answering, json_costs, pack, read_inference, read_json, write_inference, write_json
 from .handle import Rules, handle
-from .inference import Inference
+from .inference import Inference, number_of
 from .metrics import KIND, Metrics
-from .models import Model, Models
+from .models import Model, Models, refuse_overrides
 from .refused import RefusedError
 from .room import UNCOUNTED, Held
 from .shared_memory import SharedMemory
@@ -294,8 +294,8 @@ class Routes:
 
 def _loaded(work: Callable[[str], None], name: str, body: bytearray, held: Held, left: Left | None) -> Reply:
     document = read_json(bytes(body) or b"{}")
-    if isinstance(document, dict) and _overrides(document):
-        raise RefusedError(400, "models are built from the server's own files, not from a client's")
+    parameters = document.get("parameters") if isinstance(document, dict) else None
+    refuse_overrides(parameters if isinstance(parameters, dict) else ())
     work(name)
     return Reply(200, b"{}")
 
@@ -347,24 +347,9 @@ def _is_file(headers: dict[bytes, bytes], body: bytearray) -> bool:
     return True
 
 
-def _overrides(document: dict[str, Any]) -> bool:
-    parameters = document.get("parameters")
-    return isinstance(parameters, dict) and any(
-        key == "config" or key.startswith("file:") for key in parameters
-    )
-
-
 def _number(headers: dict[bytes, bytes], name: bytes, above: float) -> float | None:
     text = headers.get(name)
-    if text is None:
-        return None
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not above < value < math.inf:
-        raise RefusedError(400, f"header {name.decode()}: {shown(text.decode('latin-1'))} is no such number")
-    return value
+    return None if text is None else number_of(f"header {name.decode()}", text.decode("latin-1"), above)
 
 
 def _only(method: str, *allowed: str) -> None:
